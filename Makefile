@@ -1,0 +1,108 @@
+# pterefd: `make run` starts it, `make test` checks it; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROGRAMS ?= 300
+SEED ?= random
+PYTEST_ARGS ?=
+
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+.SUFFIXES:
+.DEFAULT_GOAL := help
+.PHONY: help run setup setup-test test lint types pytest format bench recordings oracle lock wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+# -- what people use ------------------------------------------------------------------
+
+# exec: Ctrl-C and SIGTERM reach the daemon itself. Its own exit code stands in the last line where it is not 0.
+run: setup ## install what is missing, then run the daemon on the bundled recording, mounted at ./mnt
+	@mkdir -p mnt && exec $(BIN)/pterefd run -c etc/pterefd.toml
+
+test: setup setup-test lint types pytest ## install what is missing, then lint, types and all tests
+
+# -- set-up: each step leaves a stamp in .venv and is done again only when what it depends on changed -----
+
+setup: $(VENV)/.stamp-warm ## system packages, .venv with pinned dependencies, compiled kernels
+
+setup-test: $(VENV)/.stamp-dev ## what only tests need: a compiler, clients, servers (none is started)
+
+# Looked at in every run, as packages come and go; it takes a few hundredths of a second where nothing is missing.
+.PHONY: packages packages-test
+packages:
+	@PYTHON='$(PYTHON)' setup/packages.sh run
+
+packages-test:
+	@PYTHON='$(PYTHON)' setup/packages.sh test
+
+$(VENV)/.stamp-venv: | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "setup: $$($(PYTHON) --version 2>&1) is too old: pterefd needs Python 3.11 or newer" \
+	         "(make PYTHON=/path/to/python3 names another)" >&2; exit 3; }
+	@echo "setup: making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-lock: requirements.lock $(VENV)/.stamp-venv
+	@echo "setup: installing the pinned dependencies"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.stamp-self: pyproject.toml pterefd/__init__.py $(VENV)/.stamp-lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# numba keeps what it compiles beside the modules, so the daemon's first start is as fast as the others.
+$(VENV)/.stamp-warm: $(VENV)/.stamp-self $(wildcard pterefd/engine/*.py pterefd/mm/*.py) | packages
+	@echo "setup: compiling the kernels"
+	@$(BIN)/python -c 'import pterefd.mm as mm; getattr(mm, "warm", lambda: None)()'
+	@touch $@
+
+$(VENV)/.stamp-dev: requirements-dev.lock $(VENV)/.stamp-self | packages-test
+	@echo "setup: installing the pinned tools of the tests"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# -- checks -------------------------------------------------------------------------
+
+lint: $(VENV)/.stamp-dev ## ruff: style and likely mistakes
+	@$(BIN)/ruff check .
+
+types: $(VENV)/.stamp-dev ## mypy
+	@$(BIN)/mypy
+
+pytest: setup setup-test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.stamp-dev ## lay the code out with ruff
+	@$(BIN)/ruff check --fix-only -q .
+	@$(BIN)/ruff format -q .
+
+bench: setup setup-test ## speed of replay, import and start, as a table
+	@$(BIN)/python -m bench
+
+oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=random
+	@$(BIN)/python -m tests.kernel --programs $(PROGRAMS) --seed $(SEED)
+
+# -- made files ---------------------------------------------------------------------
+
+recordings: setup setup-test ## record the programs of etc/traces anew (root and perf)
+	@etc/traces/make.sh
+
+lock: $(VENV)/.stamp-venv ## resolve the pinned dependencies anew, with hashes
+	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -q --disable-pip-version-check pip-tools
+	@for extra in "-o requirements.lock --build-deps-for=editable" \
+	              "-o requirements-dev.lock --extra=dev -c requirements.lock"; do \
+	    CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile -q --generate-hashes --strip-extras \
+	        --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+	        $$extra pyproject.toml || exit 1; done
+
+wheel: $(VENV)/.stamp-self ## dist/pterefd-*.whl, plugins and recordings in it
+	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+clean: ## remove .venv and everything that was built (not recordings)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . \( -path ./mnt -o -path ./.git \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m pterefd`: the command line."""
+
+from pterefd.cli import main
+
+main()

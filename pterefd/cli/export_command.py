@@ -1,0 +1,21 @@
+"""`pterefd export`: Parquet to JSON Lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pterefd.cli.options import FILE
+
+
+@click.command("export")
+@click.argument("file", type=FILE)
+@click.option("-o", "--output", type=FILE, metavar="OUT", help="Where to; standard output without it.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+def command(file: Path, output: Path | None, force: bool) -> int:
+    """Turn a trace into JSON Lines, one object a line."""
+    from pterefd.source.convert import export_jsonl
+
+    export_jsonl(file, output, force=force)
+    return 0

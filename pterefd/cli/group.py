@@ -1,0 +1,90 @@
+"""The group of commands, and what becomes of every error that escapes one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from pterefd import __version__
+from pterefd.errors import EXIT_BAD_INPUT, EXIT_FAULT, PterefdError
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_PIPE = 141  # 128 + SIGPIPE
+
+# Name of the command and where its function lies, in the order of --help.
+COMMANDS = ("record", "import", "export", "info", "replay", "run", "doctor")
+
+
+class Commands(click.Group):
+    """Loads a command's module when the command is asked for: `--version` and `info` start fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"pterefd.cli.{cmd_name}_command").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pterefd", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Page-table memory that is empty or zero: record it, replay it, see it and give it back."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit; the entry point of the `pterefd` script."""
+    code = run(args)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _nobody_reads()
+    sys.exit(code)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Prints at most one line for whatever goes wrong, but for faults of pterefd."""
+    try:
+        return _code(cli.main(args=args, prog_name="pterefd", standalone_mode=False))
+    except click.UsageError as error:
+        return _say(f"{error.format_message()}{_hint(error)}", EXIT_BAD_INPUT)
+    except click.ClickException as error:
+        return _say(error.format_message(), EXIT_BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except PterefdError as error:
+        return _say(str(error), error.exit_code)
+    except SystemExit as exit_:  # click's own way out when standard output is a closed pipe
+        return _nobody_reads() if isinstance(exit_.__context__, BrokenPipeError) else _code(exit_.code)
+    except Exception as error:
+        traceback.print_exc()
+        return _say(f"a fault of pterefd itself: {type(error).__name__}: {error}", EXIT_FAULT)
+
+
+def _say(text: str, code: int) -> int:
+    line = " ".join(text.split())
+    print(f"pterefd: {line}", file=sys.stderr)
+    return code
+
+
+def _hint(error: click.UsageError) -> str:
+    return f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
+
+
+def _code(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _nobody_reads() -> int:
+    """Point standard output elsewhere, or the interpreter would complain once more when it flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_PIPE
