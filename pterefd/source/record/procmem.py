@@ -1,0 +1,426 @@
+"""What /proc tells of one process's memory: mappings, entries by state, counters, owner.
+
+A tid serves as well as a pid everywhere here: /proc/TID shows the mm of that very task, also where the
+thread group's leader has already exited. Tasks that are gone raise ProcessLookupError or FileNotFoundError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+I64 = npt.NDArray[np.int64]
+
+PAGE = 4096
+USER_END = 1 << 47
+SPAN_SHIFT, GIB_SHIFT, PGD_SHIFT = 21, 30, 39
+
+# include/uapi/linux/fs.h
+PAGEMAP_SCAN = 0xC0606610
+PAGE_IS_FILE = 1 << 2
+PAGE_IS_PRESENT = 1 << 3
+PAGE_IS_SWAPPED = 1 << 4
+PAGE_IS_PFNZERO = 1 << 5
+PAGE_IS_HUGE = 1 << 6
+PAGE_IS_GUARD = 1 << 8
+_REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
+_SCAN_ARG = struct.Struct("<12Q")  # struct pm_scan_arg
+_REGIONS = 8192
+
+# Documentation/admin-guide/mm/pagemap.rst
+_PM_PRESENT, _PM_SWAP, _PM_FILE, _PM_GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
+_PM_READ = 1 << 20  # bytes of pagemap read at once: 128 Ki entries, 512 MiB of address space
+
+
+class Map(NamedTuple):
+    """One line of maps. offset in bytes; path as the kernel prints it, "" for anonymous."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    device: str
+    inode: int
+    path: str
+
+    @property
+    def prot(self) -> str:
+        """rwx or -"""
+        return self.perms[:3]
+
+    @property
+    def shared(self) -> bool:
+        """MAP_SHARED"""
+        return self.perms[3] == "s"
+
+
+def read_maps(tid: int) -> list[Map]:
+    """The mappings in ascending order, without [vsyscall], which is no mapping of the process."""
+    with open(f"/proc/{tid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+        return list(parse_maps(file))
+
+
+def parse_maps(lines: Iterator[str] | object) -> Iterator[Map]:
+    """Lines of maps as Map; [vsyscall] is left out. ValueError for anything else."""
+    for line in lines:  # type: ignore[attr-defined]
+        parts = line.rstrip("\n").split(None, 5)
+        start, end = parts[0].split("-")
+        path = parts[5] if len(parts) > 5 else ""
+        if path == "[vsyscall]":
+            continue
+        # the kernel writes a newline in a name as \012, and nothing else that way (fs/proc/task_mmu.c)
+        path = path.replace("\\012", "\n")
+        yield Map(int(start, 16), int(end, 16), parts[1], int(parts[2], 16), parts[3], int(parts[4]), path)
+
+
+def read_vm_flags(tid: int) -> dict[int, frozenset[str]]:
+    """VmFlags of smaps by the mapping's start: "nr" noreserve, "gd" growsdown, "lo" locked, "ac" accounted ..."""
+    flags = {}
+    start = 0
+    with open(f"/proc/{tid}/smaps", "rb") as file:
+        for line in file:
+            if line.startswith(b"VmFlags:"):
+                flags[start] = frozenset(line.decode().split()[1:])
+            elif b"-" in line[:17] and line[:1] in b"0123456789abcdef":
+                start = int(line.split(b"-", 1)[0], 16)
+    return flags
+
+
+STATUS_KB = ("VmPTE", "RssAnon", "RssFile", "RssShmem", "VmSwap")
+
+
+@dataclass(slots=True)
+class Status:
+    """What is used of /proc/PID/status: name, owner, thread group, kB values (empty once the mm is gone)."""
+
+    name: str = ""
+    tgid: int = 0
+    ppid: int = 0
+    uid: int = 0
+    gid: int = 0
+    threads: int = 0
+    state: str = ""
+    kb: dict[str, int] = field(default_factory=dict)
+
+
+def read_status(tid: int) -> Status:
+    """Parse /proc/TID/status."""
+    status = Status()
+    with open(f"/proc/{tid}/status", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key in STATUS_KB:
+                status.kb[key] = int(value.split()[0])
+            elif key == "Name":
+                status.name = value[1:].rstrip("\n")
+            elif key == "Tgid":
+                status.tgid = int(value)
+            elif key == "PPid":
+                status.ppid = int(value)
+            elif key == "Uid":
+                status.uid = int(value.split()[1])
+            elif key == "Gid":
+                status.gid = int(value.split()[1])
+            elif key == "Threads":
+                status.threads = int(value)
+            elif key == "State":
+                status.state = value.split()[0]
+    return status
+
+
+def read_stat(tid: int) -> list[str]:
+    """The fields of /proc/TID/stat after the name; field N of proc(5) is at N - 3."""
+    with open(f"/proc/{tid}/stat", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def start_brk(tid: int) -> int:
+    """Where the heap begins (stat field 47), 0 where it is not shown."""
+    fields = read_stat(tid)
+    return int(fields[47 - 3]) if len(fields) > 47 - 3 else 0
+
+
+def tasks(pid: int) -> list[int]:
+    """Tids of a process."""
+    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+
+
+def command_line(tid: int) -> list[str]:
+    """/proc/TID/cmdline, undecodable bytes kept readable."""
+    with open(f"/proc/{tid}/cmdline", "rb") as file:
+        raw = file.read(1 << 20)
+    return [word.decode("utf-8", "backslashreplace") for word in raw.rstrip(b"\0").split(b"\0")] if raw else []
+
+
+def oom_score_adj(tid: int) -> int:
+    """/proc/TID/oom_score_adj"""
+    with open(f"/proc/{tid}/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
+
+
+def is_32bit(tid: int) -> bool:
+    """Whether the program is a 32-bit one, whose system calls the tracepoints do not show."""
+    try:
+        with open(f"/proc/{tid}/exe", "rb") as file:
+            head = file.read(5)
+    except OSError:
+        return False
+    return head[:4] == b"\x7fELF" and head[4:5] == b"\x01"
+
+
+@dataclass(slots=True)
+class Entries:
+    """Runs of pages whose entries are set: start and end in bytes, categories as PAGE_IS_* bits."""
+
+    start: I64
+    end: I64
+    categories: I64
+
+    def _count(self, mask: npt.NDArray[np.bool_]) -> int:
+        return int((self.end[mask] - self.start[mask]).sum()) // PAGE
+
+    @property
+    def present(self) -> int:
+        """Entries with the present bit, the zero page's included."""
+        return self._count((self.categories & PAGE_IS_PRESENT) != 0)
+
+    @property
+    def zero(self) -> int:
+        """Entries that map the shared zero page."""
+        return self._count((self.categories & PAGE_IS_PFNZERO) != 0)
+
+    @property
+    def guard(self) -> int:
+        """Guard markers."""
+        return self._count((self.categories & PAGE_IS_GUARD) != 0)
+
+    @property
+    def swap(self) -> int:
+        """Swap entries (guard markers, which pagemap shows as such too, left out)."""
+        return self._count((self.categories & (PAGE_IS_SWAPPED | PAGE_IS_GUARD)) == PAGE_IS_SWAPPED)
+
+    @property
+    def huge(self) -> int:
+        """Pages mapped by huge entries."""
+        return self._count((self.categories & PAGE_IS_HUGE) != 0)
+
+    def tables(self) -> int:
+        """Page-table pages that these entries need: spans + GiB slots + PGD slots (kernel-rules: 1)."""
+        return sum(_slots(self.start, self.end, shift) for shift in (SPAN_SHIFT, GIB_SHIFT, PGD_SHIFT))
+
+    def state_rows(self, shared_anonymous: Iterator[tuple[int, int]] | list[tuple[int, int]] = ()) -> list[StateRow]:
+        """The runs as (start, end, entry) with the format's names; neighbours of one kind are joined.
+
+        shared_anonymous: ranges [start, end) whose file pages are shmem's.
+        """
+        rows: list[StateRow] = []
+        shmem = sorted(shared_anonymous)
+        for start, end, bits in zip(self.start.tolist(), self.end.tolist(), self.categories.tolist(), strict=True):
+            entry = entry_name(bits)
+            for low, high, kind in _shmem_pieces(start, end, shmem) if entry == "file" else [(start, end, entry)]:
+                if rows and rows[-1].end == low and rows[-1].entry == kind:
+                    rows[-1] = StateRow(rows[-1].start, high, kind)
+                else:
+                    rows.append(StateRow(low, high, kind))
+        return rows
+
+
+class StateRow(NamedTuple):
+    """Entries of [start, end) are all of one kind."""
+
+    start: int
+    end: int
+    entry: str
+
+
+def _slots(start: I64, end: I64, shift: int) -> int:
+    """Distinct slots of 2**shift bytes that the runs (ascending, apart) touch."""
+    if not len(start):
+        return 0
+    first, last = start >> shift, (end - 1) >> shift
+    total = int((last - first + 1).sum())
+    return total - int((first[1:] == last[:-1]).sum())
+
+
+def _shmem_pieces(start: int, end: int, ranges: list[tuple[int, int]]) -> list[tuple[int, int, str]]:
+    """[start, end) cut at the borders of the shmem ranges."""
+    pieces = []
+    at = start
+    for low, high in ranges:
+        if high <= at or low >= end:
+            continue
+        if low > at:
+            pieces.append((at, low, "file"))
+            at = low
+        pieces.append((at, min(high, end), "shmem"))
+        at = min(high, end)
+    if at < end:
+        pieces.append((at, end, "file"))
+    return pieces
+
+
+def entry_name(categories: int) -> str:
+    """The format's name of an entry with these PAGE_IS_* bits."""
+    if categories & PAGE_IS_GUARD:
+        return "guard"
+    if categories & PAGE_IS_PRESENT:
+        if categories & PAGE_IS_PFNZERO:
+            return "zero"
+        return "file" if categories & PAGE_IS_FILE else "anon"
+    return "swap"
+
+
+@cache
+def scan_abilities() -> int:
+    """PAGE_IS_* bits that the running kernel's PAGEMAP_SCAN reports; 0 without it (before Linux 6.7)."""
+    wanted = PAGE_IS_FILE | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for bits in (wanted | PAGE_IS_GUARD, wanted):
+            argument = bytearray(_SCAN_ARG.pack(96, 0, 0, PAGE, 0, 0, 0, 0, 0, 0, PAGE_IS_PRESENT, bits))
+            try:
+                fcntl.ioctl(fd, PAGEMAP_SCAN, argument)
+            except OSError:
+                continue
+            return bits
+    finally:
+        os.close(fd)
+    return 0
+
+
+def read_entries(tid: int, maps: list[Map] | None = None) -> Entries:
+    """Every entry that is set, by PAGEMAP_SCAN where the kernel has it, else from the pagemap file.
+
+    maps: only the file needs them (it is read mapping by mapping); read here where not given.
+    """
+    fd = os.open(f"/proc/{tid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if scan_abilities():
+            return _scan(fd)
+        return _read_pagemap(fd, maps if maps is not None else read_maps(tid))
+    finally:
+        os.close(fd)
+
+
+def _scan(fd: int) -> Entries:
+    """All entries by PAGEMAP_SCAN (fs/proc/task_mmu.c do_pagemap_scan)."""
+    abilities = scan_abilities()
+    buffer = (ctypes.c_char * (_REGION.itemsize * _REGIONS))()
+    parts = []
+    at = 0
+    while at < USER_END:
+        argument = bytearray(
+            _SCAN_ARG.pack(
+                96,
+                0,
+                at,
+                USER_END - PAGE,
+                0,
+                ctypes.addressof(buffer),
+                _REGIONS,
+                0,
+                0,
+                0,
+                PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                abilities,
+            )
+        )
+        count = fcntl.ioctl(fd, PAGEMAP_SCAN, argument)
+        if count:
+            parts.append(np.frombuffer(buffer, dtype=_REGION, count=count).copy())
+        walked = _SCAN_ARG.unpack(argument)[4]
+        if count < _REGIONS or walked <= at:
+            break
+        at = walked
+    regions = np.concatenate(parts) if parts else np.empty(0, dtype=_REGION)
+    return Entries(*(regions[name].astype(np.int64) for name in ("start", "end", "categories")))
+
+
+def _read_pagemap(fd: int, maps: list[Map]) -> Entries:
+    """All entries from the pagemap file. The zero page cannot be told there, and counts as anonymous."""
+    starts, ends, bits = [], [], []
+    for mapping in maps:
+        at = mapping.start
+        while at < mapping.end:
+            raw = os.pread(fd, min(_PM_READ, (mapping.end - at) // PAGE * 8), at // PAGE * 8)
+            if not raw:
+                break
+            words = np.frombuffer(raw, dtype="<u8")
+            categories = _categories(words)
+            cuts = np.flatnonzero(np.diff(categories)) + 1
+            low = np.concatenate(([0], cuts))
+            high = np.concatenate((cuts, [len(words)]))
+            there = categories[low] != 0
+            starts.append(at + low[there] * PAGE)
+            ends.append(at + high[there] * PAGE)
+            bits.append(categories[low[there]])
+            at += len(words) * PAGE
+    if not starts:
+        return Entries(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+    return Entries(np.concatenate(starts), np.concatenate(ends), np.concatenate(bits))
+
+
+def _categories(words: npt.NDArray[np.uint64]) -> I64:
+    """pagemap words as PAGE_IS_* bits."""
+    out = np.zeros(len(words), dtype=np.int64)
+    for bit, category in (
+        (_PM_PRESENT, PAGE_IS_PRESENT),
+        (_PM_SWAP, PAGE_IS_SWAPPED),
+        (_PM_FILE, PAGE_IS_FILE),
+        (_PM_GUARD, PAGE_IS_GUARD),
+    ):
+        out |= np.where(words & np.uint64(bit), category, 0)
+    out[(out & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)) == 0] = 0
+    return out
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What the kernel said of one mm that stood still: the fields of an `expect` row.
+
+    huge: pages mapped by huge entries (they make the recording one that needs the rules of huge pages).
+    swapped: the runs in swap, as (start, end).
+    """
+
+    fields: dict[str, int]
+    huge: int
+    swapped: list[tuple[int, int]]
+
+
+def read_checkpoint(tid: int) -> Checkpoint | None:
+    """Counters and entry counts of the task's mm; None where it has none any more. The task must stand still."""
+    try:
+        status = read_status(tid)
+        if "VmPTE" not in status.kb:
+            return None
+        maps = read_maps(tid)
+        fields = dict(status.kb)
+        fields["vmas"] = len(maps)
+        entries = read_entries(tid, maps)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            return None
+        raise
+    fields["present_entries"] = entries.present
+    fields["swap_entries"] = entries.swap
+    if scan_abilities() & PAGE_IS_PFNZERO:
+        fields["zero_entries"] = entries.zero
+    if scan_abilities() & PAGE_IS_GUARD or not scan_abilities():
+        fields["guard_entries"] = entries.guard
+    swapped = []
+    if fields["swap_entries"]:
+        rows = entries.state_rows()
+        swapped = [(row.start, row.end) for row in rows if row.entry == "swap"]
+    return Checkpoint(fields, entries.huge, swapped)
