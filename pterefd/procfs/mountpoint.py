@@ -1,0 +1,167 @@
+"""The place of the mount: what may be mounted on, what a killed daemon left, and unmounting."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import stat
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from pterefd.errors import BadInput, Missing
+
+FSTYPE = "fuse.pterefd"
+ANSWER_SECONDS = 2.0
+MNT_FORCE, MNT_DETACH = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """A line of /proc/self/mountinfo."""
+
+    point: str
+    fstype: str
+    source: str
+
+
+def mounts(mountinfo: str | None = None) -> list[MountEntry]:
+    """What is mounted here, in order of mounting. The kernel writes blanks and the like as \\040."""
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    entries = []
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fstype, source = after.split(" ")[:2]
+        entries.append(MountEntry(_unescaped(before.split(" ")[4]), fstype, _unescaped(source)))
+    return entries
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), field)
+
+
+def absolute(point: str | Path) -> str:
+    """The path as mountinfo names it. Asks nothing of the mount itself: its daemon may be dead."""
+    path = Path(os.path.abspath(point))
+    return str(path.parent.resolve() / path.name)
+
+
+def is_ours(point: str) -> bool:
+    """Whether the topmost mount at point is pterefd's."""
+    there = [entry for entry in mounts() if entry.point == point]
+    return bool(there) and there[-1].fstype == FSTYPE
+
+
+def prepare(point: str) -> bool:
+    """See that the tree can be mounted at point; True where a dead daemon's mount was taken away first.
+
+    BadInput for what is no empty directory. Missing where another daemon lives there, or FUSE is not
+    to be had. Nothing is changed where it raises, but for a dead mount.
+    """
+    recovered = False
+    while is_ours(point):
+        if _answer(point) != errno.ENOTCONN:
+            raise Missing(f"{point}: {_resident(point)} is mounted there")
+        unmount(point, detach=True)
+        recovered = True
+    _check_directory(point)
+    _check_fuse()
+    return recovered
+
+
+def _answer(point: str) -> int | None:
+    """errno of stat(point), 0 where it works, None where nothing came (a stopped daemon)."""
+    answers: list[int] = []
+
+    def ask() -> None:
+        try:
+            os.stat(point)
+            answers.append(0)
+        except OSError as e:
+            answers.append(e.errno or errno.EIO)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return answers[0] if answers else None
+
+
+def _resident(point: str) -> str:
+    if _answer(point) is None:
+        return "a pterefd that does not answer"
+    try:
+        return f"another pterefd (pid {Path(point, 'sys/pterefd/pid').read_text().strip()})"
+    except OSError:
+        return "another pterefd"
+
+
+def _check_directory(point: str) -> None:
+    try:
+        mode = os.stat(point).st_mode
+    except FileNotFoundError:
+        raise BadInput(f"{point}: mount point does not exist") from None
+    except OSError as e:
+        raise BadInput(f"{point}: mount point cannot be used: {e.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise BadInput(f"{point}: mount point is not a directory")
+    try:
+        if os.listdir(point):
+            raise BadInput(f"{point}: mount point is not empty")
+    except PermissionError:
+        raise BadInput(f"{point}: mount point cannot be read") from None
+    if not os.access(point, os.W_OK):
+        raise BadInput(f"{point}: mount point cannot be written to, which fusermount3 asks for")
+
+
+def _check_fuse() -> None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as e:
+        raise Missing(f"/dev/fuse: {e.strerror}; load the fuse module, or let the container have the device") from None
+    if os.geteuid() != 0 and _fusermount() is None:
+        raise Missing("fusermount3: not found; install fuse3")
+
+
+def check_allow_other() -> None:
+    """Missing where fusermount3 would refuse allow_other to this user."""
+    if os.geteuid() == 0:
+        return
+    try:
+        lines = Path("/etc/fuse.conf").read_text().splitlines()
+    except OSError:
+        lines = []
+    if "user_allow_other" not in (line.strip() for line in lines):
+        raise Missing("allow_other: /etc/fuse.conf has no user_allow_other, which users other than root need")
+
+
+def _fusermount() -> str | None:
+    return shutil.which("fusermount3") or shutil.which("fusermount")
+
+
+def unmount(point: str, *, detach: bool = False) -> bool:
+    """Unmount point. Where somebody is still inside, end their connection and detach it: False.
+
+    detach: at once so, for a mount whose daemon is dead. A mount that is gone already is no error.
+    """
+    if not detach:
+        if _umount(point, 0):
+            return True
+        if not is_ours(point):
+            return True
+    _umount(point, MNT_FORCE | MNT_DETACH)
+    return False
+
+
+def _umount(point: str, flags: int) -> bool:
+    if os.geteuid() == 0:
+        return bool(_libc.umount2(os.fsencode(point), flags) == 0)
+    program = _fusermount()
+    if program is None:
+        return False
+    command = [program, "-u", *(["-z"] if flags else []), "--", point]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

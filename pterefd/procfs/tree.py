@@ -1,0 +1,299 @@
+"""The tree: nodes declared as tables, found by path, opened, read and written. Knows no FUSE.
+
+As the kernel's ctl_table does, a table names each file once, with its mode, range, unit and help;
+the directory listing, the range check and the documentation come from it. What a table's reader
+and writer are handed:
+
+    ctx   the Faces (faces.py): what the mount shows
+    obj   what the nearest enclosing Family found: an mm's pid, a replay, a plugin's class; else None
+
+mount.py maps paths and errnos of FUSE onto Tree and OpenFile, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pterefd.procfs.intwrite import INT_MAX, INT_MIN, parse_int
+
+Reader = Callable[[Any, Any], str | bytes]
+IntWriter = Callable[[Any, Any, int], None]
+TextWriter = Callable[[Any, Any, str], None]
+
+
+class Content(enum.Enum):
+    """What a file holds, and so how the kernel reads and writes one like it."""
+
+    TEXT = "text"  # fs/seq_file.c: generated at offset 0, later offsets from that snapshot
+    INT = "int"  # kernel/sysctl.c proc_dointvec_minmax: reads beyond offset 0 are empty
+    STRING = "string"  # kernel/sysctl.c proc_dostring: a name or a few
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file: a row of a table.
+
+    mode: permission bits.  help: one sentence, for the docs.  unit: of the value, "" where it has none.
+    low, high: inclusive range of an INT.  read: the text, without it the file cannot be opened for reading.
+    write: takes the parsed value, int or stripped text, and returns when its effect is published.
+    """
+
+    name: str
+    mode: int
+    help: str
+    content: Content = Content.TEXT
+    unit: str = ""
+    low: int = INT_MIN
+    high: int = INT_MAX
+    read: Reader | None = None
+    write: IntWriter | TextWriter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link; target is what it reads as."""
+
+    name: str
+    help: str
+    target: Callable[[Any, Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Directories that come and go, all alike: one per mm, per replay, per plugin.
+
+    label: how docs write the name (PID).  names: those there now.  find: the obj of a name, None where
+    there is none.  each: the table of every one.  owner: (uid, gid) of obj's nodes, None for the daemon's.
+    """
+
+    label: str
+    help: str
+    names: Callable[[Any, Any], Iterable[str]]
+    find: Callable[[Any, Any, str], Any]
+    each: Dir
+    owner: Callable[[Any, Any], tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Files that come from elsewhere (a plugin's tunables): make(ctx, obj) lists them."""
+
+    label: str
+    help: str
+    make: Callable[[Any, Any], Iterable[File]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dir:
+    """A directory and its entries.
+
+    exists: False hides it (no replay: no replay/).  obj: replaces the enclosing family's.
+    """
+
+    name: str
+    entries: tuple[File | Link | Dir | Family | Rows, ...]
+    help: str = ""
+    exists: Callable[[Any, Any], bool] | None = None
+    obj: Callable[[Any, Any], Any] | None = None
+    named: dict[str, File | Link | Dir] = field(init=False, repr=False, compare=False)
+    dynamic: tuple[Family | Rows, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        rows = [e for e in self.entries if isinstance(e, File | Link | Dir)]
+        named = {row.name: row for row in rows}
+        if len(named) != len(rows):
+            raise ValueError(f"{self.name}: two entries of one name")
+        object.__setattr__(self, "named", named)
+        object.__setattr__(self, "dynamic", tuple(e for e in self.entries if isinstance(e, Family | Rows)))
+
+
+Entry = File | Link | Dir
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a path leads to: the entry, its obj, and the family that owns it."""
+
+    entry: Entry
+    obj: Any
+    family: Family | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat shows of a node. mode: type and permission bits."""
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+
+
+class Tree:
+    """A table, bound to what it shows. All methods raise OSError, as system calls do."""
+
+    def __init__(self, root: Dir, ctx: Any) -> None:
+        self.root = root
+        self.ctx = ctx
+        self.uid, self.gid = os.geteuid(), os.getegid()
+
+    # -- looking things up ------------------------------------------------------------------
+    def find(self, path: str) -> Found:
+        """The node at an absolute path; ENOENT or ENOTDIR where there is none."""
+        found = Found(self.root, None, None)
+        for name in path.split("/"):
+            if name:
+                found = self._step(found, name)
+        return found
+
+    def _step(self, at: Found, name: str) -> Found:
+        if not isinstance(at.entry, Dir):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        child = at.entry.named.get(name)
+        if child is not None:
+            return self._static(at, child)
+        for source in at.entry.dynamic:
+            if isinstance(source, Family):
+                obj = source.find(self.ctx, at.obj, name)
+                if obj is not None:
+                    return Found(source.each, obj, source)
+            else:
+                for row in source.make(self.ctx, at.obj):
+                    if row.name == name:
+                        return Found(row, at.obj, at.family)
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _static(self, at: Found, child: Entry) -> Found:
+        obj = at.obj
+        if isinstance(child, Dir):
+            if child.exists is not None and not child.exists(self.ctx, obj):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if child.obj is not None:
+                obj = child.obj(self.ctx, obj)
+        return Found(child, obj, at.family)
+
+    def attributes(self, path: str) -> Attributes:
+        """What stat says of the node at path."""
+        found = self.find(path)
+        uid, gid = self.uid, self.gid
+        if found.family is not None and found.family.owner is not None:
+            uid, gid = found.family.owner(self.ctx, found.obj)
+        return Attributes(mode_of(found.entry), 2 if isinstance(found.entry, Dir) else 1, uid, gid)
+
+    def listing(self, path: str) -> Iterator[tuple[str, int]]:
+        """(name, type and permission bits) of each entry of a directory, without . and .."""
+        found = self.find(path)
+        if not isinstance(found.entry, Dir):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return self._listing(found.entry, found.obj)
+
+    def _listing(self, directory: Dir, obj: Any) -> Iterator[tuple[str, int]]:
+        for name, child in directory.named.items():
+            if not (isinstance(child, Dir) and child.exists is not None and not child.exists(self.ctx, obj)):
+                yield name, mode_of(child)
+        for source in directory.dynamic:
+            if isinstance(source, Family):
+                mode = mode_of(source.each)
+                yield from ((name, mode) for name in source.names(self.ctx, obj))
+            else:
+                yield from ((row.name, mode_of(row)) for row in source.make(self.ctx, obj))
+
+    def readlink(self, path: str) -> str:
+        """The target of a symbolic link; EINVAL for anything else."""
+        found = self.find(path)
+        if not isinstance(found.entry, Link):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return found.entry.target(self.ctx, found.obj)
+
+    # -- files --------------------------------------------------------------------------------
+    def open(self, path: str, flags: int) -> OpenFile:
+        """Open the file at path for reading or writing.
+
+        EACCES where nobody may, root included, for files under sys (fs/proc/proc_sysctl.c
+        proc_sys_permission); EISDIR for a directory.
+        """
+        found = self.find(path)
+        node = found.entry
+        if not isinstance(node, File):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        check_access(node, flags & os.O_ACCMODE)
+        return OpenFile(node, self.ctx, found.obj, append=bool(flags & os.O_APPEND))
+
+    def truncate(self, path: str) -> None:
+        """truncate(2), or what O_TRUNC does: nothing, where the file may be written."""
+        found = self.find(path)
+        if not isinstance(found.entry, File):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        check_access(found.entry, os.O_WRONLY)
+
+
+class OpenFile:
+    """One open(): its snapshot, and where an appender stands."""
+
+    __slots__ = ("_appended", "append", "ctx", "node", "obj", "snapshot")
+
+    def __init__(self, node: File, ctx: Any, obj: Any, *, append: bool = False) -> None:
+        self.node = node
+        self.ctx = ctx
+        self.obj = obj
+        self.append = append
+        self._appended = 0
+        self.snapshot: bytes | None = None
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to size bytes from offset. Offset 0 renders anew; later offsets show what was rendered then."""
+        if self.node.content is Content.INT and offset:
+            return b""  # __do_proc_dointvec: *ppos && !write reads nothing
+        if self.snapshot is None or offset == 0:
+            if self.node.read is None:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            text = self.node.read(self.ctx, self.obj)
+            self.snapshot = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+        return self.snapshot[offset : offset + size]
+
+    def write(self, data: bytes, offset: int) -> int:
+        """Write at offset; returns the bytes taken, after the effect is published.
+
+        As with kernel.sysctl_writes_strict = 1, only what is written at offset 0 has an effect; the rest
+        is taken and dropped. O_APPEND means nothing to proc: the first write of an open is at 0.
+        """
+        if self.node.write is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if self.append:
+            offset, self._appended = self._appended, self._appended + len(data)
+        if offset or not data:
+            return len(data)
+        if self.node.content is Content.INT:
+            value, taken = parse_int(data, self.node.low, self.node.high)
+            self.node.write(self.ctx, self.obj, value)  # type: ignore[arg-type]
+            return taken
+        self.node.write(self.ctx, self.obj, _text(data))  # type: ignore[arg-type]
+        return len(data)
+
+
+def mode_of(entry: Entry) -> int:
+    """st_mode of an entry: directories 0555, links 0777, files as their table says."""
+    if isinstance(entry, Dir):
+        return 0o040555
+    if isinstance(entry, Link):
+        return 0o120777
+    return 0o100000 | entry.mode
+
+
+def check_access(node: File, access: int) -> None:
+    """EACCES where the owner's bits do not allow it. The kernel has checked who asks; root it lets pass."""
+    if node.content is Content.TEXT and node.write is None:
+        return  # a plain proc file: root may open it for writing; the write is EINVAL
+    wanted = {os.O_RDONLY: 0o400, os.O_WRONLY: 0o200}.get(access, 0o600)
+    if node.mode & wanted != wanted:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _text(data: bytes) -> str:
+    """proc_dostring: up to a NUL or a newline; white space around it does not count."""
+    return data.split(b"\0", 1)[0].split(b"\n", 1)[0].strip().decode("utf-8", "surrogateescape")
