@@ -32,7 +32,7 @@ class Column:
     def __init__(self, array: pa.Array) -> None:
         self.n = len(array)
         self.rows: IntArray | None = None
-        if array.null_count:
+        if array.null_count:  # dropping nulls costs: most columns of faults have none
             self.rows = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
             array = array.drop_null()
         self.words: list[str] = []
@@ -89,7 +89,12 @@ class Columns:
         op = self.column("op")
         if op.rows is not None:
             raise Suspect
-        self.op: npt.NDArray[np.uint8] = op.translated(OP_CODE).values.astype(np.uint8)
+        self.only_faults = op.words == ["fault"]
+        self.op: npt.NDArray[np.uint8]
+        if self.only_faults:
+            self.op = np.full(n, OP_FAULT, dtype=np.uint8)
+        else:
+            self.op = op.translated(OP_CODE).values.astype(np.uint8)
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
@@ -109,6 +114,10 @@ class Columns:
     @cached_property
     def counts(self) -> IntArray:
         """int64[len(OPS)]: how many events of each op there are."""
+        if self.only_faults:
+            counts = np.zeros(len(OPS), dtype=np.int64)
+            counts[OP_FAULT] = self.n
+            return counts
         return np.bincount(self.op, minlength=len(OPS))
 
     @cached_property
@@ -129,6 +138,10 @@ class Columns:
     def field_counts(self, name: str) -> IntArray:
         """int64[len(OPS)]: how many events of each op carry the field."""
         rows = self.column(name).rows
+        if self.only_faults and rows is not None:
+            counts = np.zeros(len(OPS), dtype=np.int64)
+            counts[OP_FAULT] = len(rows)
+            return counts
         return self.counts if rows is None else np.bincount(self.op[rows], minlength=len(OPS))
 
 
