@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 PROGRAMS ?= 300
 SEED ?= random
 PYTEST_ARGS ?=
@@ -46,13 +47,15 @@ $(VENV)/.stamp-venv: | packages
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.stamp-lock: requirements.lock $(VENV)/.stamp-venv
+# What builds packages comes first, so that nothing is fetched outside the locks (pip's build isolation would).
+$(VENV)/.stamp-lock: requirements-build.lock requirements.lock $(VENV)/.stamp-venv
 	@echo "setup: installing the pinned dependencies"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements-build.lock
+	@$(PIP) install --require-hashes --no-build-isolation --use-pep517 -r requirements.lock
 	@touch $@
 
 $(VENV)/.stamp-self: pyproject.toml pterefd/__init__.py $(VENV)/.stamp-lock
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 # numba keeps what it compiles beside the modules, so the daemon's first start is as fast as the others.
@@ -63,7 +66,7 @@ $(VENV)/.stamp-warm: $(VENV)/.stamp-self $(wildcard pterefd/engine/*.py pterefd/
 
 $(VENV)/.stamp-dev: requirements-dev.lock $(VENV)/.stamp-self | packages-test
 	@echo "setup: installing the pinned tools of the tests"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(PIP) install --require-hashes --no-build-isolation --use-pep517 -r requirements-dev.lock
 	@touch $@
 
 # -- checks -------------------------------------------------------------------------
@@ -92,16 +95,18 @@ oracle: setup setup-test ## random programs on the running kernel against the mo
 recordings: setup setup-test ## record the programs of etc/traces anew (root and perf)
 	@etc/traces/make.sh
 
+COMPILE := $(VENV)/lock/bin/pip-compile -q --generate-hashes --strip-extras --allow-unsafe \
+    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
+
 lock: $(VENV)/.stamp-venv ## resolve the pinned dependencies anew, with hashes
-	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -q --disable-pip-version-check pip-tools
-	@for extra in "-o requirements.lock --build-deps-for=editable" \
-	              "-o requirements-dev.lock --extra=dev -c requirements.lock"; do \
-	    CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile -q --generate-hashes --strip-extras \
-	        --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
-	        $$extra pyproject.toml || exit 1; done
+	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip -qq install pip-tools
+	@export CUSTOM_COMPILE_COMMAND='make lock'; \
+	    printf 'hatchling\neditables\nsetuptools\nwheel\n' | $(COMPILE) -o requirements-build.lock - \
+	    && $(COMPILE) -o requirements.lock -c requirements-build.lock pyproject.toml \
+	    && $(COMPILE) -o requirements-dev.lock --extra dev -c requirements.lock -c requirements-build.lock pyproject.toml
 
 wheel: $(VENV)/.stamp-self ## dist/pterefd-*.whl, plugins and recordings in it
-	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	@$(PIP) wheel --no-deps --no-build-isolation -w dist .
 
 clean: ## remove .venv and everything that was built (not recordings)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

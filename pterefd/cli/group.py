@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from pterefd import __version__
-from pterefd.errors import EXIT_BAD_INPUT, EXIT_FAULT, PterefdError
+from pterefd.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_MISSING, PterefdError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
@@ -48,26 +49,43 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:
         code = _nobody_reads()
+    except OSError as error:  # a full disk, told about only now
+        code = code or _say(f"cannot write: {error.strerror}", EXIT_MISSING)
+        _nobody_reads()
     sys.exit(code)
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Prints at most one line for whatever goes wrong, but for faults of pterefd."""
     try:
-        return _code(cli.main(args=args, prog_name="pterefd", standalone_mode=False))
-    except click.UsageError as error:
-        return _say(f"{error.format_message()}{_hint(error)}", EXIT_BAD_INPUT)
+        # Not cli.main(), which would make its own exit codes out of interrupts and closed pipes.
+        with cli.make_context("pterefd", list(sys.argv[1:] if args is None else args)) as context:
+            return cli.invoke(context) or 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return EXIT_BAD_INPUT
     except click.ClickException as error:
-        return _say(error.format_message(), EXIT_BAD_INPUT)
+        return _say(f"{error.format_message().rstrip('.')}{_hint(error)}", EXIT_BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except PterefdError as error:
         return _say(str(error), error.exit_code)
-    except SystemExit as exit_:  # click's own way out when standard output is a closed pipe
-        return _nobody_reads() if isinstance(exit_.__context__, BrokenPipeError) else _code(exit_.code)
+    except BrokenPipeError:
+        return _nobody_reads()
+    except OSError as error:
+        # Every file that a user names has its own message where it is opened; what is left here is a full disk.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _fault(error)
+        return _say(f"cannot write: {error.strerror}", EXIT_MISSING)
     except Exception as error:
-        traceback.print_exc()
-        return _say(f"a fault of pterefd itself: {type(error).__name__}: {error}", EXIT_FAULT)
+        return _fault(error)
+
+
+def _fault(error: Exception) -> int:
+    traceback.print_exception(error)
+    return _say(f"a fault of pterefd itself: {type(error).__name__}: {error}", EXIT_FAULT)
 
 
 def _say(text: str, code: int) -> int:
@@ -76,12 +94,9 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _hint(error: click.UsageError) -> str:
-    return f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
-
-
-def _code(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+def _hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see '{context.command_path} --help')" if context is not None else ""
 
 
 def _nobody_reads() -> int:

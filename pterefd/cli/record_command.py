@@ -31,7 +31,9 @@ EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselv
 )
 @click.option("--force", is_flag=True, help="Replace an existing FILE.")
 @click.option("--anonymize", is_flag=True, help="Leave out names, paths and command lines; rebase addresses.")
-@click.option("-p", "--pid", type=click.IntRange(min=1), metavar="PID", help="Record a running process; Ctrl-C detaches.")
+@click.option(
+    "-p", "--pid", type=click.IntRange(min=1), metavar="PID", help="Record a running process; Ctrl-C detaches."
+)
 @click.option("--script", is_flag=True, help="Print shell commands for a machine that has only perf and sh.")
 @click.argument("argv", nargs=-1, metavar="[-- COMMAND [ARG]...]")
 def command(

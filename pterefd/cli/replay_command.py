@@ -1,4 +1,4 @@
-"""`pterefd replay`: traces through the model at full speed, without a daemon; with --check against their checkpoints."""
+"""`pterefd replay`: traces through the model at full speed, no daemon; with --check against their checkpoints."""
 
 from __future__ import annotations
 
