@@ -1,0 +1,271 @@
+"""Metrics for Prometheus: one snapshot of the host a scrape, in a registry of their own.
+
+Every number is read from what the host last published, so a scrape waits for no batch. Per-mm series
+are bounded: the mms with most reclaimable bytes have their own, the rest are summed as pid="other".
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
+from socketserver import TCPServer
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from pterefd.errors import Missing
+
+if TYPE_CHECKING:
+    from pterefd.hookspecs import ReclaimResult
+    from pterefd.host.host import Host
+    from pterefd.reclaim.reclaimer import Reclaimer
+
+DURATION_BUCKETS = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+SLOW_CLIENT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MmGauge:
+    """A per-mm metric: its name, and the view's columns by the value of its `kind` label ("" for none)."""
+
+    name: str
+    help: str
+    columns: Mapping[str, str]
+
+
+MM_GAUGES = (
+    MmGauge("pterefd_mm_pgtables_bytes", "Page-table pages of the mm: PTE, PMD and PUD pages.", {"": "pgtables_bytes"}),
+    MmGauge(
+        "pterefd_mm_reclaimable_pt_bytes",
+        "PTE pages with no entry set (empty), with 512 zero-page entries (zero; both can be freed), "
+        "or with zero-page entries and none (mixed; cannot).",
+        {"empty": "empty_bytes", "zero": "zero_bytes", "mixed": "mixed_bytes"},
+    ),
+    MmGauge(
+        "pterefd_mm_resident_bytes",
+        "Resident memory of the mm.",
+        {"anon": "anon_bytes", "file": "file_bytes", "shmem": "shmem_bytes"},
+    ),
+    MmGauge("pterefd_mm_swap_bytes", "Anonymous memory of the mm that is swapped out.", {"": "swap_bytes"}),
+)
+OTHER = "other"
+
+
+class HostCollector(Collector):
+    """What a scrape sees of a host and its reclaimer."""
+
+    def __init__(self, host: Host, reclaimer: Reclaimer, *, max_mms: int = 100, version: str = "0") -> None:
+        self._host = host
+        self._reclaimer = reclaimer
+        self._max_mms = max_mms
+        self._version = version
+        self._durations = Durations()
+
+    def observe(self, result: ReclaimResult) -> None:
+        """Count how long an act of reclaim took; the reclaimer calls it after each."""
+        self._durations.add(result.seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        kind = self._host.kind
+        yield InfoMetricFamily("pterefd_build", "The daemon that runs.", {"version": self._version, "host_kind": kind})
+        yield from self._mms(kind)
+        yield from self._reclaims(kind)
+        events = dict(self._host.events_total)
+        yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
+        errors = dict(self._reclaimer.plugin_errors)
+        yield _counter("pterefd_plugin_errors", "Errors that plugins raised.", ("plugin",), kind, errors)
+
+    def _mms(self, host_kind: str) -> Iterator[Metric]:
+        view = self._host.view()
+        own, rest = split(view.empty_bytes + view.zero_bytes, view.pgtables_bytes, self._max_mms)
+        labels = [[str(pid), view.comm(pid), host_kind] for pid in view.pid[own].tolist()]
+        if len(rest):
+            labels.append([OTHER, OTHER, host_kind])
+        for gauge in MM_GAUGES:
+            names = ["pid", "comm", "host_kind"] + ([] if "" in gauge.columns else ["kind"])
+            family = GaugeMetricFamily(gauge.name, gauge.help, labels=names)
+            for kind, name in gauge.columns.items():
+                column = getattr(view, name)
+                values = column[own].tolist() + ([int(column[rest].sum())] if len(rest) else [])
+                for label, value in zip(labels, values, strict=True):
+                    family.add_metric([*label, kind] if kind else label, value)
+            yield family
+
+    def _reclaims(self, kind: str) -> Iterator[Metric]:
+        yield _counter(
+            "pterefd_reclaimed_pt_bytes",
+            "PTE pages freed, by trigger, policy and kind (empty, zero).",
+            ("trigger", "policy", "kind"),
+            kind,
+            dict(self._reclaimer.totals),
+        )
+        yield _counter(
+            "pterefd_reclaim_runs",
+            "Acts of reclaim, by outcome: done, partly, nothing, failed.",
+            ("trigger", "policy", "outcome"),
+            kind,
+            dict(self._reclaimer.runs),
+        )
+        buckets, total = self._durations.snapshot()
+        family = HistogramMetricFamily(
+            "pterefd_reclaim_duration_seconds", "Wall time that an act of reclaim took.", labels=["host_kind"]
+        )
+        family.add_metric([kind], buckets, total)
+        yield family
+
+
+class Durations:
+    """A histogram of seconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(DURATION_BUCKETS) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        with self._lock:
+            self._counts[bisect.bisect_left(DURATION_BUCKETS, seconds)] += 1
+            self._sum += seconds
+
+    def snapshot(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative (upper bound, count), ending with +Inf; and the sum."""
+        with self._lock:
+            counts, total = np.cumsum(self._counts).tolist(), self._sum
+        bounds = [*map(str, DURATION_BUCKETS), "+Inf"]
+        return list(zip(bounds, counts, strict=True)), total
+
+
+def split(
+    reclaimable: npt.NDArray[np.int64], pgtables: npt.NDArray[np.int64], k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the k mms with most reclaimable bytes (page tables decide between equals), and of the rest.
+
+    reclaimable, pgtables: int64[n], bytes. Returns int64 row indices, the first in falling order. O(n).
+    """
+    n = len(reclaimable)
+    # Both are whole pages: in one key, with 28 bits (1 TiB of tables) for the tie.
+    key = ((reclaimable >> 12) << 28) + np.minimum(pgtables >> 12, (1 << 28) - 1)
+    if n > k:
+        order = np.argpartition(-key, k - 1) if k else np.arange(n)
+        own, rest = order[:k], order[k:]
+    else:
+        own, rest = np.arange(n), np.arange(0)
+    return own[np.argsort(-key[own], kind="stable")], rest
+
+
+def _counter(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
+    """A counter with `host_kind` after its labels. values: by label value, or by tuple of them."""
+    family = CounterMetricFamily(name, help, labels=[*labels, "host_kind"])
+    for key, value in sorted(values.items()):
+        family.add_metric([*(key if isinstance(key, tuple) else (key,)), kind], value)
+    return family
+
+
+# -- the server -------------------------------------------------------------------------------
+
+
+class MetricsServer:
+    """HTTP on one address: /metrics, /-/healthy, /-/ready.
+
+    Bound when made (Missing where the address is taken), serving from start() to stop().
+    """
+
+    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+        handler = type("Handler", (_Handler,), {"registry": registry, "ready": staticmethod(ready)})
+        try:
+            self._server = _Server(address, handler)
+        except OSError as e:
+            raise Missing(f"metrics: {shown_address(address)}: {e.strerror or e}") from None
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that are listened on; the port that was found where 0 was asked for."""
+        host, port = self._server.server_address[:2]
+        return str(host), int(port)
+
+    def start(self) -> None:
+        """Serve, in a thread for each request."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving and free the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+
+def shown_address(address: tuple[str, int]) -> str:
+    """HOST:PORT, with brackets around an IPv6 host."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = AF_INET6 if ":" in address[0] else AF_INET
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # HTTPServer's own asks the name server who we are
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no matter of ours."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    registry: CollectorRegistry
+    ready: Callable[[], bool]
+    timeout = SLOW_CLIENT_SECONDS
+    server_version = "pterefd"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, encode(self.registry), content_type)
+        elif path == "/-/healthy":
+            self._answer(200, b"pterefd is healthy\n")
+        elif path == "/-/ready":
+            ready = self.ready()
+            self._answer(200 if ready else 503, b"pterefd is ready\n" if ready else b"pterefd is not ready\n")
+        elif path == "/":
+            self._answer(200, b"pterefd: see /metrics, /-/healthy, /-/ready\n")
+        else:
+            self._answer(404, b"not found\n")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are no acts: they are not logged."""
