@@ -68,7 +68,7 @@ class TraceWriter:
         self._pending = Pending()
         self._tables: list[pa.Table] = []
         self._waiting = 0
-        _refuse_existing(self.path, force)
+        refuse_existing(self.path, force)
         schema = as_table({}, 0).schema.with_metadata({META_KEY: meta.to_json()})
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._end = _End(schema)
@@ -178,7 +178,7 @@ class TraceWriter:
             self._file.truncate()  # at the position: gives back what was reserved
             os.fsync(self._file.fileno())
             self._file.close()
-            _refuse_existing(self.path, self._force)
+            refuse_existing(self.path, self._force)
             os.replace(self._temporary, self.path)
         except OSError as error:
             self._drop()
@@ -267,7 +267,8 @@ def _as_stored(name: str, array: pa.Array) -> pa.Array:
     return op_column(codes[array.indices.to_numpy()])
 
 
-def _refuse_existing(path: Path, force: bool) -> None:
+def refuse_existing(path: Path, force: bool) -> None:
+    """BadInput: the path is a directory, or there already and not to be replaced."""
     if path.is_dir():
         raise BadInput(f"{path}: is a directory")
     if not force and (path.exists() or path.is_symlink()):
