@@ -70,6 +70,7 @@ enabled_links() {
 disable_new() {
     enabled_links >"$after"
     comm -13 "$before" "$after" | while read -r link; do
+        if [ ! -L "$link" ]; then continue; fi  # went with one before it
         name=$(basename "$link")
         case $link in
         /etc/systemd/*)

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from pterefd import paths, quantities
-from pterefd.cli.options import FILE, Quantity
+from pterefd import paths
+from pterefd.cli.options import FILE
 
 
 @click.command("run")
-@click.option("-c", "--config", "config_file", type=FILE, metavar="FILE", help="Default: the shipped etc/pterefd.toml.")
+@click.option("-c", "--config", "file", type=FILE, metavar="FILE", help="Default: the shipped etc/pterefd.toml.")
 @click.option("--trace", "traces", type=FILE, multiple=True, metavar="FILE", help="Replay this instead; repeatable.")
 @click.option("--mount", type=FILE, metavar="DIR", help="Where the tree appears: an empty directory.")
-@click.option(
-    "--metrics-address",
-    type=Quantity("address", quantities.address),
-    metavar="HOST:PORT",
-    help="Where Prometheus scrapes.",
-)
-@click.option("--speed", type=Quantity("speed", quantities.speed), metavar="1|N|max", help="Factor of real time.")
+@click.option("--metrics-address", metavar="HOST:PORT", help="Where Prometheus scrapes; or off.")
+@click.option("--speed", metavar="1|N|max", help="Factor of real time, or as fast as it goes.")
 @click.option("--profile", metavar="P", help="Which kernel's rules the mms live under.")
-def command(config_file: Path | None, **overrides: Any) -> int:
-    """Run the daemon: replay traces, mount the tree, serve the metrics, until Ctrl-C or SIGTERM."""
-    from pterefd import config, daemon
+def command(
+    file: Path | None,
+    traces: tuple[Path, ...],
+    mount: Path | None,
+    metrics_address: str | None,
+    speed: str | None,
+    profile: str | None,
+) -> int | None:
+    """Run the daemon: replay traces, mount the tree, serve the metrics, until Ctrl-C or SIGTERM.
 
-    settings = config.load(config_file or paths.share("etc") / "pterefd.toml")
+    What is given here stands before what the configuration says.
+    """
+    from pterefd import config
+
+    settings = config.load(
+        file if file is not None else paths.share("etc/pterefd.toml"),
+        mount=mount,
+        traces=traces,
+        metrics_address=metrics_address,
+        speed=speed,
+        profile=profile,
+    )
+    # The daemon brings numba with it, which takes longer to load than a bad configuration to be told.
+    from pterefd import daemon
+
     return daemon.run(settings)
