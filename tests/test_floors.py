@@ -40,13 +40,14 @@ RANK = {
 
 # Third-party modules that only some files may import, and why.
 ONLY_IN = {
-    "numba": ("pterefd/engine/jit.py",),  # options and cache of every kernel in one place
+    # The options of every kernel stand in one place; the reader of perf.data has loops of its own, far from the engine.
+    "numba": ("pterefd/engine/jit.py", "pterefd/source/record/perfdata.py"),
     "click": ("pterefd/cli/",),
     "rich": ("pterefd/cli/", "pterefd/doctor.py", "pterefd/statusline.py", "pterefd/source/info.py"),
     "fuse": ("pterefd/procfs/fuse_impl.py",),  # the binding is chosen in one place
     "mfusepy": ("pterefd/procfs/fuse_impl.py",),
     "fusepy": ("pterefd/procfs/fuse_impl.py",),
-    "prometheus_client": ("pterefd/metrics.py", "pterefd/metrics/"),
+    "prometheus_client": ("pterefd/metrics.py", "pterefd/daemon.py"),
     "pluggy": ("pterefd/hookspecs.py", "pterefd/reclaim/"),
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pterefd.cli.options import FILE
+from pterefd.cli.options import FILE, progress
 
 
 @click.command("export")
@@ -17,5 +17,6 @@ def command(file: Path, output: Path | None, force: bool) -> int:
     """Turn a trace into JSON Lines, one object a line."""
     from pterefd.source.convert import export_jsonl
 
-    export_jsonl(file, output, force=force)
+    with progress("exporting") as tell:
+        export_jsonl(file, output, force=force, progress=tell)
     return 0

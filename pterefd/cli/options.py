@@ -42,14 +42,17 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+Tell = Callable[[int, int | None], None]
+
+
 @contextmanager
-def progress(what: str, unit: str = "events") -> Iterator[Callable[[int, int | None], None]]:
+def progress(what: str, unit: str = "events") -> Iterator[Tell | None]:
     """A progress bar on standard error, for the time of the block: call what it yields with (done, total or None).
 
-    Silent where standard error is not a terminal.
+    None, and silence, where standard error is not a terminal.
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
