@@ -1,0 +1,575 @@
+/*
+ * The agent: runs memory operations on its own address space, one a line, and says after each what
+ * the kernel thinks of that address space.
+ *
+ * It is its own tiny world (no libc, no heap, no vdso, no initialised data), so that its address
+ * space is three mappings (text, bss, stack), every page of which is touched before the first
+ * command. From then on nothing that it does for itself changes a page table or a counter: what
+ * changes, the commands changed.
+ *
+ * Commands come on the file descriptor FD0 + slot, numbers in hexadecimal without 0x:
+ *
+ *   m ADDR LEN PROT FLAGS FD OFFSET   mmap, arguments as they are (FD ffffffff: -1)
+ *   u ADDR LEN                        munmap
+ *   r ADDR LEN NEWLEN FLAGS NEWADDR   mremap
+ *   p ADDR LEN PROT                   mprotect
+ *   b ADDR                            brk; errno ENOMEM where the heap does not end at ADDR after it
+ *   a ADDR LEN ADVICE                 madvise
+ *   l ADDR LEN FLAGS                  mlock2
+ *   k ADDR LEN                        munlock
+ *   t ADDR PAGES HOW                  touch each page; HOW 0 read, 1 write, 2 write(2) from it, 3 read(2) into it
+ *   f SLOT                            fork; the child answers on its own slot, with its pid as result
+ *   e SLOT                            exec itself again, the new image answers on SLOT
+ *   x                                 exit
+ *   q                                 nothing
+ *   s                                 nothing, and the answer lists the entries
+ *
+ * An answer is one line, decimal but for the lists, which are hexadecimal:
+ *
+ *   ERRNO RESULT VmPTE RssAnon RssFile RssShmem VmSwap zero present swap guard vmas huge
+ *       [F FIRST COUNT SIGNAL]...  of touch: runs of pages that could not be accessed
+ *       [R START END CATEGORIES]... of s: runs of entries, categories as PAGEMAP_SCAN has them
+ */
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+enum {
+	SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_close = 3, SYS_mmap = 9, SYS_mprotect = 10,
+	SYS_munmap = 11, SYS_brk = 12, SYS_rt_sigaction = 13, SYS_ioctl = 16, SYS_pread64 = 17,
+	SYS_pipe2 = 293, SYS_mremap = 25, SYS_madvise = 28, SYS_getpid = 39, SYS_fork = 57,
+	SYS_execve = 59, SYS_exit = 60, SYS_munlock = 150, SYS_prctl = 157, SYS_personality = 135,
+	SYS_mlock2 = 325,
+};
+
+enum { FD0 = 10, PAGE = 4096, STACK_PAGES = 24, REGIONS = 1024, FAILED = 512, O_CLOEXEC = 02000000 };
+
+#define TASK_END 0x7ffffffff000UL
+#define ADDR_NO_RANDOMIZE 0x0040000
+#define PR_SET_THP_DISABLE 41
+#define PR_SET_PDEATHSIG 1
+#define PAGEMAP_SCAN 0xc0606610UL
+
+enum { IS_FILE = 4, IS_PRESENT = 8, IS_SWAPPED = 16, IS_PFNZERO = 32, IS_HUGE = 64, IS_GUARD = 256 };
+
+struct scan {
+	u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	u64 inverted, mask, anyof, ret;
+};
+
+struct region {
+	u64 start, end, categories;
+};
+
+static char in_buf[4096], status_buf[8192], maps_buf[8192], out_buf[16384];
+static struct region regions[REGIONS], failed[FAILED];
+static int in_len, in_pos, out_len;
+static int fd_slot, fd_status, fd_maps, fd_pagemap, fd_pipe[2];
+static u64 counts[5];              /* zero, present, swap, guard, huge */
+static char **saved_argv, **saved_envp;
+static volatile int last_signal;
+
+extern char __executable_start, __bss_start, _end;
+extern char touch_read_at, touch_write_at, touch_failed;
+int touch_read(u64 addr);
+int touch_write(u64 addr);
+void restorer(void);
+
+static inline long call6(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
+{
+	long ret;
+	register u64 r10 __asm__("r10") = d;
+	register u64 r8 __asm__("r8") = e;
+	register u64 r9 __asm__("r9") = f;
+
+	__asm__ volatile("syscall" : "=a"(ret) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+
+#define call(n, a, b, c) call6(n, (u64)(a), (u64)(b), (u64)(c), 0, 0, 0)
+
+/* ---- touching: a fault that cannot be served goes on at touch_failed -------------------------- */
+
+__asm__(".globl touch_read, touch_write, touch_read_at, touch_write_at, touch_failed, restorer, _start\n"
+	"touch_read:\n"
+	"touch_read_at: movb (%rdi), %al\n"
+	"	xorl %eax, %eax\n"
+	"	ret\n"
+	"touch_write:\n"
+	"touch_write_at: movb $0x5a, (%rdi)\n"
+	"	xorl %eax, %eax\n"
+	"	ret\n"
+	"touch_failed: movl $1, %eax\n"
+	"	ret\n"
+	"restorer: movl $15, %eax\n"
+	"	syscall\n"
+	"_start: movq %rsp, %rdi\n"
+	"	andq $-16, %rsp\n"
+	"	call start\n");
+
+struct sigcontext_head {            /* struct ucontext up to rip, arch/x86 */
+	u64 flags, link, stack[3];
+	u64 r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip;
+};
+
+static void on_fault(int sig, void *info, struct sigcontext_head *context)
+{
+	(void)info;
+	if (context->rip != (u64)&touch_read_at && context->rip != (u64)&touch_write_at)
+		call(SYS_exit, 99, 0, 0);
+	last_signal = sig;
+	context->rip = (u64)&touch_failed;
+}
+
+static void catch_faults(int sig)
+{
+	struct { void *handler; u64 flags; void *restorer; u64 mask; } action;
+
+	action.handler = (void *)on_fault;
+	action.flags = 4 | 0x04000000 | 0x40000000; /* SA_SIGINFO, SA_RESTORER, SA_NODEFER */
+	action.restorer = (void *)restorer;
+	action.mask = 0;
+	call6(SYS_rt_sigaction, sig, (u64)&action, 0, 8, 0, 0);
+}
+
+static void ignore_children(void)
+{
+	struct { u64 handler, flags; void *restorer; u64 mask; } action;
+
+	action.handler = 1;
+	action.flags = 0x04000000;
+	action.restorer = (void *)restorer;
+	action.mask = 0;
+	call6(SYS_rt_sigaction, 17, (u64)&action, 0, 8, 0, 0);
+}
+
+/* ---- output ------------------------------------------------------------------------------------ */
+
+static void flush(void)
+{
+	int done = 0;
+
+	while (done < out_len) {
+		long n = call(SYS_write, fd_slot, out_buf + done, out_len - done);
+
+		if (n <= 0)
+			call(SYS_exit, 98, 0, 0);
+		done += n;
+	}
+	out_len = 0;
+}
+
+static void put_char(char c)
+{
+	if (out_len == (int)sizeof out_buf)
+		flush();
+	out_buf[out_len++] = c;
+}
+
+static void put(u64 value, u32 base)
+{
+	char digits[24];
+	int n = 0;
+
+	put_char(' ');
+	do {
+		digits[n++] = "0123456789abcdef"[value % base];
+		value /= base;
+	} while (value);
+	while (n)
+		put_char(digits[--n]);
+}
+
+static void put_run(char mark, const struct region *run)
+{
+	put_char(' ');
+	put_char(mark);
+	put(run->start, 16);
+	put(run->end, 16);
+	put(run->categories, 16);
+}
+
+/* ---- what the kernel says ---------------------------------------------------------------------- */
+
+static u64 status_value(const char *name, int len)
+{
+	const char *p = status_buf;
+
+	for (;;) {
+		int i = 0;
+		u64 value = 0;
+
+		while (i < len && p[i] == name[i])
+			i++;
+		if (i == len) {
+			for (p += len; *p == ' ' || *p == '\t'; p++)
+				;
+			for (; *p >= '0' && *p <= '9'; p++)
+				value = value * 10 + (*p - '0');
+			return value;
+		}
+		while (*p && *p != '\n')
+			p++;
+		if (!*p)
+			return 0;
+		p++;
+	}
+}
+
+static void put_status(void)
+{
+	long n = call6(SYS_pread64, fd_status, (u64)status_buf, sizeof status_buf - 1, 0, 0, 0);
+
+	status_buf[n > 0 ? n : 0] = 0;
+	put(status_value("VmPTE:", 6), 10);
+	put(status_value("RssAnon:", 8), 10);
+	put(status_value("RssFile:", 8), 10);
+	put(status_value("RssShmem:", 9), 10);
+	put(status_value("VmSwap:", 7), 10);
+}
+
+static u64 mappings(void)
+{
+	u64 lines = 0, offset = 0;
+	int line_start = 1;
+
+	for (;;) {
+		long n = call6(SYS_pread64, fd_maps, (u64)maps_buf, sizeof maps_buf, offset, 0, 0);
+
+		if (n <= 0)
+			return lines;
+		for (long i = 0; i < n; i++) {
+			/* [vsyscall], at ffffffffff600000, is no mapping of this address space */
+			if (line_start && maps_buf[i] != 'f')
+				lines++;
+			line_start = maps_buf[i] == '\n';
+		}
+		offset += n;
+	}
+}
+
+static void tally(const struct region *region)
+{
+	u64 pages = (region->end - region->start) / PAGE;
+	u64 is = region->categories;
+
+	if (is & IS_PRESENT)
+		counts[1] += pages;
+	if (is & IS_PFNZERO)
+		counts[0] += pages;
+	if (is & IS_GUARD)
+		counts[3] += pages;
+	else if (is & IS_SWAPPED)
+		counts[2] += pages;
+	if (is & IS_HUGE)
+		counts[4] += pages;
+}
+
+/* Walks all entries: counts them or, with list, puts their runs into the answer. */
+static void scan(int list)
+{
+	struct scan arg;
+	u64 start = 0;
+
+	for (int i = 0; i < 5; i++)
+		counts[i] = 0;
+	do {
+		long n;
+
+		arg.size = sizeof arg;
+		arg.flags = 0;
+		arg.start = start;
+		arg.end = TASK_END;
+		arg.walk_end = 0;
+		arg.vec = (u64)regions;
+		arg.vec_len = REGIONS;
+		arg.max_pages = 0;
+		arg.inverted = 0;
+		arg.mask = 0;
+		arg.anyof = IS_PRESENT | IS_SWAPPED;
+		arg.ret = IS_FILE | IS_PRESENT | IS_SWAPPED | IS_PFNZERO | IS_HUGE | IS_GUARD;
+		n = call(SYS_ioctl, fd_pagemap, PAGEMAP_SCAN, &arg);
+		if (n < 0)
+			call(SYS_exit, 97, 0, 0);
+		for (long i = 0; i < n; i++) {
+			if (list) {
+				put_run('R', &regions[i]);
+			} else {
+				tally(&regions[i]);
+			}
+		}
+		start = arg.walk_end;
+	} while (start < TASK_END);
+}
+
+static void answer(long result)
+{
+	u32 err = 0;
+
+	if (result < 0 && result > -4096) {
+		err = -result;
+		result = 0;
+	}
+	put(err, 10);
+	put(result, 10);
+	put_status();
+	scan(0);
+	for (int i = 0; i < 4; i++)
+		put(counts[i], 10);
+	put(mappings(), 10);
+	put(counts[4], 10);
+}
+
+/* ---- commands ---------------------------------------------------------------------------------- */
+
+static int next_char(void)
+{
+	if (in_pos == in_len) {
+		long n = call(SYS_read, fd_slot, in_buf, sizeof in_buf);
+
+		if (n <= 0)
+			call(SYS_exit, 0, 0, 0);
+		in_len = n;
+		in_pos = 0;
+	}
+	return in_buf[in_pos++];
+}
+
+static int read_command(u64 *args)
+{
+	int command = next_char(), c = next_char(), n = 0;
+
+	for (int i = 0; i < 6; i++)
+		args[i] = 0;
+	while (c != '\n' && n < 6) {
+		for (c = next_char(); c != ' ' && c != '\n'; c = next_char())
+			args[n] = args[n] * 16 + (c <= '9' ? c - '0' : c - 'a' + 10);
+		n++;
+	}
+	return command;
+}
+
+static int touch(u64 addr, u64 how)
+{
+	static char byte;
+
+	last_signal = 0;
+	switch (how) {
+	case 0:
+		return touch_read(addr);
+	case 1:
+		return touch_write(addr);
+	case 2:
+		if (call(SYS_write, fd_pipe[1], addr, 1) != 1)
+			return 1;
+		call(SYS_read, fd_pipe[0], &byte, 1);
+		return 0;
+	default:
+		byte = 0x5a;
+		call(SYS_write, fd_pipe[1], &byte, 1);
+		if (call(SYS_read, fd_pipe[0], addr, 1) == 1)
+			return 0;
+		call(SYS_read, fd_pipe[0], &byte, 1);
+		return 1;
+	}
+}
+
+/* Touches each page, going on after a failure. Returns the number of failed runs, which stand in `failed`. */
+static int touch_range(u64 addr, u64 pages, u64 how)
+{
+	int runs = 0;
+
+	for (u64 i = 0; i < pages; i++) {
+		struct region *run = &failed[runs - 1];
+
+		if (!touch(addr + i * PAGE, how))
+			continue;
+		if (runs && run->start + run->end == i && run->categories == (u64)last_signal) {
+			run->end++;
+			continue;
+		}
+		if (runs == FAILED)
+			call(SYS_exit, 96, 0, 0);
+		failed[runs].start = i;
+		failed[runs].end = 1;
+		failed[runs++].categories = last_signal;
+	}
+	return runs;
+}
+
+static void open_proc(void)
+{
+	static const char status[] = "/proc/self/status", maps[] = "/proc/self/maps", pagemap[] = "/proc/self/pagemap";
+
+	if (fd_status) {
+		call(SYS_close, fd_status, 0, 0);
+		call(SYS_close, fd_maps, 0, 0);
+		call(SYS_close, fd_pagemap, 0, 0);
+	}
+	fd_status = call(SYS_open, status, O_CLOEXEC, 0);
+	fd_maps = call(SYS_open, maps, O_CLOEXEC, 0);
+	fd_pagemap = call(SYS_open, pagemap, O_CLOEXEC, 0);
+}
+
+/* Touches every page of text, bss and stack, so that none is touched later for the first time. */
+static void touch_own(void)
+{
+	volatile char stack[STACK_PAGES * PAGE];
+
+	for (u64 p = (u64)&__executable_start; p < ((u64)&__bss_start & -PAGE); p += PAGE)
+		touch_read(p);
+	for (u64 p = (u64)&__bss_start & -PAGE; p < (u64)&_end; p += PAGE)
+		*(volatile char *)(p < (u64)&__bss_start ? (u64)&__bss_start : p) |= 0;
+	for (int i = 0; i < STACK_PAGES; i++)
+		stack[i * PAGE] = 0;
+	(void)stack[0];
+}
+
+static void become_child(u64 slot)
+{
+	fd_slot = FD0 + slot;
+	in_len = in_pos = out_len = 0;
+	touch_own();
+	open_proc();
+	call(SYS_close, fd_pipe[0], 0, 0);
+	call(SYS_close, fd_pipe[1], 0, 0);
+	call(SYS_pipe2, fd_pipe, O_CLOEXEC, 0);
+	call(SYS_prctl, PR_SET_PDEATHSIG, 0, 0);
+}
+
+static void fork_to(u64 slot)
+{
+	long pid = call(SYS_fork, 0, 0, 0);
+
+	if (pid == 0) {
+		become_child(slot);
+		answer(call(SYS_getpid, 0, 0, 0));
+	} else {
+		answer(pid < 0 ? pid : 0);
+	}
+}
+
+static void exec_again(u64 slot)
+{
+	static char name[2];
+
+	name[0] = 'a' + slot;
+	saved_argv[1] = name;
+	answer(call(SYS_execve, saved_argv[0], saved_argv, saved_envp));
+}
+
+static void run(void)
+{
+	u64 a[6];
+	int command = read_command(a), runs = 0;
+	long result = 0;
+
+	switch (command) {
+	case 'm':
+		result = call6(SYS_mmap, a[0], a[1], a[2], a[3], (u64)(long)(int)a[4], a[5]);
+		break;
+	case 'u':
+		result = call(SYS_munmap, a[0], a[1], 0);
+		break;
+	case 'r':
+		result = call6(SYS_mremap, a[0], a[1], a[2], a[3], a[4], 0);
+		break;
+	case 'p':
+		result = call(SYS_mprotect, a[0], a[1], a[2]);
+		break;
+	case 'b':
+		result = call(SYS_brk, a[0], 0, 0);
+		if (a[0] && result != (long)a[0])
+			result = -12;
+		break;
+	case 'a':
+		result = call(SYS_madvise, a[0], a[1], a[2]);
+		break;
+	case 'l':
+		result = call(SYS_mlock2, a[0], a[1], a[2]);
+		break;
+	case 'k':
+		result = call(SYS_munlock, a[0], a[1], 0);
+		break;
+	case 't':
+		runs = touch_range(a[0], a[1], a[2]);
+		break;
+	case 'f':
+		fork_to(a[0]);
+		put_char('\n');
+		flush();
+		return;
+	case 'e':
+		exec_again(a[0]);
+		put_char('\n');
+		flush();
+		return;
+	case 'x':
+		call(SYS_exit, 0, 0, 0);
+	}
+	if (command == 't')
+		result = runs ? -14 : 0;
+	answer(result);
+	for (int i = 0; i < runs; i++)
+		put_run('F', &failed[i]);
+	if (command == 's')
+		scan(1);
+	put_char('\n');
+	flush();
+}
+
+/* Frees what execve mapped beside the program: [vvar], [vdso]. */
+static void unmap_vdso(void)
+{
+	static char line[8192];
+	long n = call6(SYS_pread64, fd_maps, (u64)line, sizeof line - 1, 0, 0, 0);
+	char *p = line;
+
+	while (p < line + n) {
+		u64 start = 0, end = 0;
+		int special = 0;
+
+		for (; *p != '-'; p++)
+			start = start * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
+		for (p++; *p != ' '; p++)
+			end = end * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
+		for (; *p != '\n'; p++)
+			special |= p[0] == '[' && p[1] == 'v' && p[2] != 's';
+		p++;
+		if (special)
+			call(SYS_munmap, start, end - start, 0);
+	}
+}
+
+__attribute__((used)) void start(u64 *stack)
+{
+	static const char again[] = "+";
+
+	saved_argv = (char **)(stack + 1);
+	saved_envp = saved_argv + stack[0] + 1;
+	if (stack[0] < 2)
+		call(SYS_exit, 95, 0, 0);
+	if (saved_argv[1][0] == '-') { /* first start: fix what exec inherits, and start again without ASLR */
+		call(SYS_personality, ADDR_NO_RANDOMIZE, 0, 0);
+		if (saved_argv[1][1] != 't')
+			call6(SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0, 0, 0);
+		saved_argv[1] = (char *)again;
+		call(SYS_execve, saved_argv[0], saved_argv, saved_envp);
+		call(SYS_exit, 94, 0, 0);
+	}
+	fd_slot = FD0 + (saved_argv[1][0] == '+' ? 0 : saved_argv[1][0] - 'a');
+	touch_own();
+	open_proc();
+	catch_faults(11);
+	catch_faults(7);
+	ignore_children();
+	call(SYS_pipe2, fd_pipe, O_CLOEXEC, 0);
+	unmap_vdso();
+	answer(call(SYS_getpid, 0, 0, 0));
+	put_char('\n');
+	flush();
+	for (;;)
+		run();
+}

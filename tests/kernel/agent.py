@@ -1,0 +1,212 @@
+"""Drives the agent: one address space or several (forks), each commanded on a socket of its own.
+
+Only the standard library is used, so that the same code drives agents inside a guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+FD0 = 10  # the agent's descriptor of slot 0
+FILE_FD0 = 40  # its descriptor of the first file that is handed to it
+SLOTS = 12
+ANSWER_SECONDS = 20.0
+
+READ, WRITE, KERNEL_READ, KERNEL_WRITE = range(4)  # how a page is touched
+
+
+class AgentError(Exception):
+    """The agent died or did not answer."""
+
+
+class Counters(NamedTuple):
+    """What the kernel says of one address space. VmPTE .. VmSwap: kB; the others: counts."""
+
+    VmPTE: int
+    RssAnon: int
+    RssFile: int
+    RssShmem: int
+    VmSwap: int
+    zero_entries: int
+    present_entries: int
+    swap_entries: int
+    guard_entries: int
+    vmas: int
+    huge_entries: int
+
+
+class Run(NamedTuple):
+    """A run of alike entries. start, end: bytes; categories: PAGE_IS_* bits of PAGEMAP_SCAN."""
+
+    start: int
+    end: int
+    categories: int
+
+
+IS_FILE, IS_PRESENT, IS_SWAPPED, IS_PFNZERO, IS_HUGE, IS_GUARD = 4, 8, 16, 32, 64, 256
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer. failed: (first page, pages, signal) of a touch; runs: entries, where they were asked for."""
+
+    errno: int
+    result: int
+    counters: Counters
+    failed: list[tuple[int, int, int]]
+    runs: list[Run]
+
+
+def parse_answer(line: bytes) -> Answer:
+    """Decode one line of the agent's (agent.c says what stands in it)."""
+    words = line.split()
+    head = [int(word) for word in words[:13]]
+    failed: list[tuple[int, int, int]] = []
+    runs: list[Run] = []
+    for at in range(13, len(words), 4):
+        triple = (int(words[at + 1], 16), int(words[at + 2], 16), int(words[at + 3], 16))
+        if words[at] == b"F":
+            failed.append(triple)
+        else:
+            runs.append(Run(*triple))
+    return Answer(head[0], head[1], Counters(*head[2:]), failed, runs)
+
+
+class Process:
+    """One address space: a slot's socket, the real pid, and a pidfd that tells when it is gone."""
+
+    def __init__(self, slot: int, sock: socket.socket) -> None:
+        self.slot = slot
+        self.sock = sock
+        self.real_pid = 0
+        self.pidfd = -1
+        self._rest = b""
+
+    def send(self, command: str) -> None:
+        self.sock.sendall(command.encode() + b"\n")
+
+    def receive(self) -> Answer:
+        """Wait for one answer. Raises AgentError where none comes."""
+        parts = [self._rest]
+        while b"\n" not in parts[-1]:
+            try:
+                got = self.sock.recv(1 << 16)
+            except TimeoutError:
+                raise AgentError(f"slot {self.slot}: no answer") from None
+            if not got:
+                raise AgentError(f"slot {self.slot}: closed")
+            parts.append(got)
+        line, _, self._rest = b"".join(parts).partition(b"\n")
+        return parse_answer(line)
+
+    def ask(self, command: str) -> Answer:
+        self.send(command)
+        return self.receive()
+
+    def hello(self) -> Answer:
+        """The first answer of a new process: its result is the real pid."""
+        answer = self.receive()
+        self.real_pid = answer.result
+        if self.pidfd < 0:
+            self.pidfd = os.pidfd_open(self.real_pid)
+        return answer
+
+    def gone(self) -> None:
+        """Wait until the process has exited, its address space torn down."""
+        if not select.select([self.pidfd], [], [], ANSWER_SECONDS)[0]:
+            raise AgentError(f"slot {self.slot}: does not exit")
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+
+class AgentGroup:
+    """An agent and what it forks: use as a context manager, which ends all of them.
+
+    files: descriptors that the agent gets as FILE_FD0, FILE_FD0 + 1, ...  thp: leave huge pages as the machine has
+    them.  cpu: run on that CPU alone, so that the kernel's per-CPU batches are always the same ones.
+    """
+
+    def __init__(self, path: Path, files: Sequence[int] = (), *, thp: bool = False, cpu: int | None = None) -> None:
+        self.path = path
+        self._pairs = [socket.socketpair() for _ in range(SLOTS)]
+        for ours, _ in self._pairs:
+            ours.settimeout(ANSWER_SECONDS)
+        self.free_slots = list(range(1, SLOTS))
+        actions: list[tuple[int, int, int]] = []
+        targets = [FD0 + slot for slot in range(SLOTS)] + [FILE_FD0 + i for i in range(len(files))]
+        sources = [theirs.fileno() for _, theirs in self._pairs] + list(files)
+        # Lift every source above the targets first, so that no dup2 overwrites a source that is still needed.
+        lifted = [100 + i for i in range(len(sources))]
+        actions += [(os.POSIX_SPAWN_DUP2, source, high) for source, high in zip(sources, lifted, strict=True)]
+        actions += [(os.POSIX_SPAWN_DUP2, high, target) for high, target in zip(lifted, targets, strict=True)]
+        actions += [(os.POSIX_SPAWN_CLOSE, high) for high in lifted]  # type: ignore[misc]
+        self._main_pid = os.posix_spawn(path, [str(path), "-t" if thp else "-"], {}, file_actions=actions)
+        if cpu is not None:
+            os.sched_setaffinity(self._main_pid, {cpu})
+        for _, theirs in self._pairs:
+            theirs.close()
+        self.living: list[Process] = []
+        self.first = Process(0, self._pairs[0][0])
+        try:
+            self.first_answer = self.first.hello()
+        except AgentError:
+            self.close()
+            raise
+        self.living.append(self.first)
+
+    def fork(self, parent: Process) -> tuple[Answer, Process | None, Answer | None]:
+        """Fork. Returns the parent's answer and, where it succeeded, the child and the child's first answer."""
+        slot = self.free_slots.pop(0)
+        answer = parent.ask(f"f {slot:x}")
+        if answer.errno:
+            self.free_slots.insert(0, slot)
+            return answer, None, None
+        child = Process(slot, self._pairs[slot][0])
+        hello = child.hello()
+        self.living.append(child)
+        return answer, child, hello
+
+    def exec(self, process: Process) -> Answer:
+        """The process executes the agent anew, on the same slot."""
+        process.send(f"e {process.slot:x}")
+        return process.hello()
+
+    def exit(self, process: Process) -> None:
+        """The process exits; when this returns, its address space is gone. Its slot can be used again."""
+        process.send("x")
+        process.gone()
+        if process is self.first:
+            os.waitpid(self._main_pid, 0)
+            self._main_pid = 0
+        self.living.remove(process)
+        self.free_slots.append(process.slot)
+
+    def close(self) -> None:
+        """End every process that still lives."""
+        for process in self.living:
+            with contextlib.suppress(OSError, AgentError):
+                if process.pidfd >= 0:
+                    signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+                    process.gone()
+        self.living.clear()
+        if self._main_pid:
+            with contextlib.suppress(OSError):
+                os.kill(self._main_pid, signal.SIGKILL)
+                os.waitpid(self._main_pid, 0)
+            self._main_pid = 0
+        for ours, _ in self._pairs:
+            ours.close()
+
+    def __enter__(self) -> AgentGroup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

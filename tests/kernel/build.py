@@ -1,0 +1,63 @@
+"""Builds the agent (agent.c) into a cache directory, once for each version of its source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("agent.c")
+
+# The text lies 48 pages below a 1 GiB border, so that the heap, which follows the bss, soon crosses a
+# span's border and a PMD page's border, and shares its first span with the agent's own pages.
+TEXT_START = 0x4000_0000 - 48 * 4096
+
+FLAGS = (
+    "-O1 -static -nostdlib -ffreestanding -fno-stack-protector -fno-pic -no-pie -fno-asynchronous-unwind-tables "
+    "-Wall -Wextra -Werror -Wl,-z,noseparate-code -Wl,--build-id=none "
+    f"-Wl,-Ttext-segment={TEXT_START:#x}"
+).split()
+
+
+def cache_dir() -> Path:
+    """Where built agents are kept: $XDG_CACHE_HOME/pterefd, or a directory of this user's under the temporary one."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    base = Path(home) / "pterefd" if home else Path(tempfile.gettempdir()) / f"pterefd-agent-{os.getuid()}"
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return base
+
+
+def build_agent(compiler: str = "gcc") -> Path:
+    """Return the path of the built agent, compiling it where this source has not been compiled yet."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *FLAGS]).encode()).hexdigest()[:16]
+    target = cache_dir() / f"agent-{digest}"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch) / "agent"
+        subprocess.run([compiler, *FLAGS, "-o", str(built), str(SOURCE)], check=True)
+        # Copied page by page: so its page cache is made of folios of one page, and mapping a page maps no others.
+        copy = Path(scratch) / "copy"
+        data = built.read_bytes()
+        with copy.open("wb", buffering=0) as out:
+            for at in range(0, len(data), 4096):
+                out.write(data[at : at + 4096])
+        copy.chmod(0o755)
+        copy.rename(target)
+    return target
+
+
+def heap_start(agent: Path) -> int:
+    """Where the agent's heap begins with address randomisation off: the page after its last segment."""
+    data = agent.read_bytes()
+    offset, size, count = struct.unpack_from("<Q", data, 32)[0], *struct.unpack_from("<HH", data, 54)
+    end = 0
+    for at in range(offset, offset + size * count, size):
+        kind = struct.unpack_from("<I", data, at)[0]
+        address, memory_size = struct.unpack_from("<Q", data, at + 16)[0], struct.unpack_from("<Q", data, at + 40)[0]
+        if kind == 1:  # PT_LOAD
+            end = max(end, address + memory_size)
+    return -(-end // 4096) * 4096

@@ -1,0 +1,388 @@
+"""Runs a program on the running kernel and writes down, as rows of a trace, what was done and what the kernel said.
+
+After every operation an `expect` row holds what the kernel says of the process that acted, at the end of every process.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .agent import (
+    FILE_FD0,
+    IS_FILE,
+    IS_GUARD,
+    IS_PFNZERO,
+    IS_PRESENT,
+    IS_SWAPPED,
+    KERNEL_READ,
+    KERNEL_WRITE,
+    READ,
+    WRITE,
+    AgentError,
+    AgentGroup,
+    Answer,
+    Counters,
+    Process,
+    Run,
+)
+from .build import build_agent
+from .program import ADVICE_NUMBER, MAP_FIXED, PAGE, FileSpec, Op, Program, flags_number, prot_number
+
+Row = dict[str, Any]
+FIELDS = Counters._fields[:-1]  # huge_entries has no field in a trace
+SHARED_ADVICE = ("remove", "pageout")  # may change the entries of other processes
+MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What every run has in common: the agent, the kernel's name, how much it is told.
+
+    states: at the end, a `state` row for every run of entries, which says where the entries are, not only how many.
+    """
+
+    agent: Path
+    release: str
+    config: dict[str, str]
+    fault_around_bytes: int
+    states: bool = False
+    every_process: bool = False
+    cpu: int | None = None
+
+    @classmethod
+    def this(cls, *, states: bool = False, every_process: bool = False, cpu: int | None = None) -> Machine:
+        around = 65536
+        try:
+            around = int(Path("/sys/kernel/debug/fault_around_bytes").read_text())
+        except (OSError, ValueError):
+            pass
+        return cls(build_agent(), os.uname().release, kernel_config(), around, states, every_process, cpu)
+
+    def header(self, program: Program) -> Row:
+        """The trace's first line."""
+        return {
+            "op": "trace",
+            "format_version": 1,
+            "arch": "x86_64",
+            "page_size": PAGE,
+            "kernel_release": self.release,
+            "kernel_config": self.config,
+            "thp": "never",
+            "fault_around_bytes": self.fault_around_bytes,
+            "command": ["oracle", program.family, str(program.seed), str(len(program.ops))],
+        }
+
+
+def kernel_config() -> dict[str, str]:
+    """The options that decide the rules, from /proc/config.gz or /boot; without either, none."""
+    wanted = ("PT_RECLAIM", "HAVE_MOVE_PMD", "HAVE_MOVE_PUD", "LRU_GEN", "KSM", "TRANSPARENT_HUGEPAGE")
+    for path in (Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")):
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            continue
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line.startswith("CONFIG_"))
+        return {name: lines.get(f"CONFIG_{name}", "n") for name in wanted}
+    return {}
+
+
+class TestFiles:
+    """The files of one program, without a name while it runs. paths: what the trace calls them."""
+
+    __test__ = False
+
+    def __init__(self, specs: list[FileSpec]) -> None:
+        self.specs = specs
+        self.fds: list[int] = []
+        self.paths: list[str] = []
+        self.sizes = [spec.pages * PAGE for spec in specs]
+        for spec in specs:
+            directory = "/dev/shm" if spec.kind == "tmpfs" else tempfile.gettempdir()
+            fd, path = tempfile.mkstemp(prefix="pterefd-oracle-", dir=directory)
+            os.unlink(path)
+            self.fds.append(fd)
+            self.paths.append(f"{directory}/oracle-{spec.kind}-{len(self.paths)}")
+            for first, pages in spec.cached:
+                for page in range(first, first + pages):
+                    os.pwrite(fd, b"x" * PAGE, page * PAGE)
+            os.ftruncate(fd, spec.pages * PAGE)
+
+    def rows(self) -> Iterator[Row]:
+        """What the page cache holds of them at the start."""
+        for spec, path in zip(self.specs, self.paths, strict=True):
+            yield {"op": "truncate", "path": path, "len": spec.pages * PAGE}
+            for first, pages in spec.cached:
+                yield {"op": "cache", "path": path, "offset": first * PAGE, "len": pages * PAGE}
+
+    def __enter__(self) -> TestFiles:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
+def entry_name(categories: int, shmem: bool) -> str:
+    """The word of the trace format for PAGE_IS_* bits."""
+    if categories & IS_GUARD:
+        return "guard"
+    if categories & IS_SWAPPED:
+        return "swap"
+    if categories & IS_PFNZERO:
+        return "zero"
+    if categories & IS_FILE:
+        return "shmem" if shmem else "file"
+    return "anon" if categories & IS_PRESENT else "none"
+
+
+def changes(before: list[Run], after: list[Run], start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (start, end, categories before, after) of runs in [start, end) that differ."""
+    marks = {start, end}
+    for run in (*before, *after):
+        marks |= {mark for mark in (run.start, run.end) if start < mark < end}
+    cuts = sorted(marks)
+
+    def at(runs: list[Run], place: int) -> int:
+        return next((run.categories for run in runs if run.start <= place < run.end), 0)
+
+    for a, b in pairwise(cuts):
+        old, new = at(before, a), at(after, a)
+        if old != new:
+            yield a, b, old, new
+
+
+class Execution:
+    """One run of a program. `rows` grows to the whole trace."""
+
+    def __init__(self, machine: Machine, program: Program) -> None:
+        self.machine = machine
+        self.program = program
+        self.rows: list[Row] = [machine.header(program)]
+        self.processes: dict[int, Process] = {}
+        self.checkpoints = 0
+        self.first: Counters | None = None
+        self.after: list[Counters | None] = []  # by operation: what the kernel said of the process that acted
+        self.ends: list[int] = []  # by operation: the number of rows when it was done
+        self.text = (0, 0)
+
+    def run(self) -> list[Row]:
+        """Run it all and return the rows. AgentError: the agent did not survive."""
+        with ExitStack() as stack:
+            self.files = stack.enter_context(TestFiles(self.program.files))
+            self.group = stack.enter_context(AgentGroup(self.machine.agent, self.files.fds, cpu=self.machine.cpu))
+            self.rows += self.files.rows()
+            self.processes[1] = self.group.first
+            self.first = self.group.first_answer.counters
+            self._started(1, self.group.first_answer)
+            for number, op in enumerate(self.program.ops):
+                try:
+                    self._do(op)
+                except AgentError as error:
+                    raise AgentError(f"{error} at operation {number}: {op}") from None
+                self.ends.append(len(self.rows))
+            self._end()
+        return self.rows
+
+    # -- what the kernel says --------------------------------------------------------------------
+
+    def _expect(self, pid: int, counters: Counters) -> None:
+        values = dict(zip(FIELDS, counters[:-1], strict=True))
+        self.rows.append({"op": "expect", "pid": pid, **values})
+        self.checkpoints += 1
+
+    def _expect_others(self, pid: int | None) -> None:
+        for other, process in self.processes.items():
+            if other != pid:
+                self._expect(other, process.ask("q").counters)
+
+    def _started(self, pid: int, answer: Answer) -> None:
+        """exec, then the mappings and entries that are there before the first operation."""
+        process = self.processes[pid]
+        self.rows.append({"op": "exec", "pid": pid, "comm": "agent"})
+        listing = Path(f"/proc/{process.real_pid}/maps").read_text().splitlines()
+        heap = 0
+        for line in listing:
+            words = line.split()
+            start, end = (int(word, 16) for word in words[0].split("-"))
+            path = words[5] if len(words) > 5 else ""
+            if start >= 1 << 47:
+                continue
+            row: Row = {"op": "mmap", "pid": pid, "addr": start, "len": end - start, "prot": words[1][:3]}
+            if path.startswith("/"):
+                self.text = (start, end)
+                row |= {"flags": "private", "path": "/agent", "offset": int(words[2], 16), "file_size": 0x2000}
+            elif path == "[stack]":
+                row["flags"] = "private,anonymous,growsdown,stack"
+            else:
+                row["flags"] = "private,anonymous"
+                heap = heap or end
+            self.rows.append(row)
+        self.rows += self._state_rows(pid)
+        self.rows.append({"op": "brk", "pid": pid, "addr": heap, "start": heap})
+        self._expect(pid, answer.counters)
+
+    def _state_rows(self, pid: int) -> Iterator[Row]:
+        process = self.processes[pid]
+        shared: list[tuple[int, int]] = []
+        for line in Path(f"/proc/{process.real_pid}/maps").read_text().splitlines():
+            words = line.split()
+            if len(words) > 5 and words[5].startswith(("/dev/shm/", "/dev/zero")):
+                start, end = (int(word, 16) for word in words[0].split("-"))
+                shared.append((start, end))
+        for run in process.ask("s").runs:
+            shmem = any(a <= run.start < b for a, b in shared)
+            row: Row = {"op": "state", "pid": pid, "addr": run.start, "len": run.end - run.start}
+            yield row | {"entry": entry_name(run.categories, shmem)}
+
+    def _end(self) -> None:
+        for pid, process in self.processes.items():
+            self._expect(pid, process.ask("q").counters)
+            if self.machine.states:
+                self.rows += self._state_rows(pid)
+                self._expect(pid, process.ask("q").counters)
+        for pid in reversed(list(self.processes)):
+            self.rows.append({"op": "exit", "pid": pid})
+            self.group.exit(self.processes[pid])
+
+    # -- operations ------------------------------------------------------------------------------
+
+    def _do(self, op: Op) -> None:
+        self.after.append(None)
+        if op["op"] == "truncate":
+            self._truncate(op)
+            return
+        if op["pid"] not in self.processes:
+            return  # a shrunk program may have lost the fork
+        getattr(self, "_do_" + op["op"])(op, self.processes[op["pid"]])
+        if self.machine.every_process or op.get("advice") in SHARED_ADVICE:
+            self._expect_others(op["pid"])
+
+    def _record(self, row: Row, answer: Answer) -> None:
+        """The operation's row, and what the kernel says after it."""
+        if answer.errno:
+            row["errno"] = errno.errorcode[answer.errno]
+        self.rows.append(row)
+        self._answered(row["pid"], answer)
+
+    def _answered(self, pid: int, answer: Answer) -> None:
+        self._expect(pid, answer.counters)
+        self.after[-1] = answer.counters
+
+    def _do_mmap(self, op: Op, process: Process) -> None:
+        row = {key: op[key] for key in ("op", "pid", "addr", "len", "prot", "flags")}
+        fd, offset = 0xFFFFFFFF, 0
+        if "file" in op:
+            fd, offset = FILE_FD0 + op["file"], op["offset"]
+            row |= {"path": self.files.paths[op["file"]], "offset": offset, "file_size": self.files.sizes[op["file"]]}
+        flags = flags_number(op["flags"]) | MAP_FIXED
+        command = f"m {op['addr']:x} {op['len']:x} {prot_number(op['prot']):x} {flags:x} {fd:x} {offset:x}"
+        self._record(row, process.ask(command))
+
+    def _do_munmap(self, op: Op, process: Process) -> None:
+        self._record(dict(op), process.ask(f"u {op['addr']:x} {op['len']:x}"))
+
+    def _do_mremap(self, op: Op, process: Process) -> None:
+        flags = {"fixed": MREMAP_MAYMOVE | MREMAP_FIXED, "any": MREMAP_MAYMOVE, "stay": 0}[op["place"]]
+        if op.get("dontunmap"):
+            flags |= MREMAP_DONTUNMAP
+        answer = process.ask(f"r {op['addr']:x} {op['len']:x} {op['new_len']:x} {flags:x} {op['new_addr']:x}")
+        row = {key: op[key] for key in ("op", "pid", "addr", "len", "new_addr", "new_len")}
+        if op.get("dontunmap"):
+            row["dontunmap"] = True
+        if not answer.errno:
+            row["new_addr"] = answer.result
+        self._record(row, answer)
+
+    def _do_mprotect(self, op: Op, process: Process) -> None:
+        self._record(dict(op), process.ask(f"p {op['addr']:x} {op['len']:x} {prot_number(op['prot']):x}"))
+
+    def _do_brk(self, op: Op, process: Process) -> None:
+        self._record(dict(op), process.ask(f"b {op['addr']:x}"))
+
+    def _do_mlock(self, op: Op, process: Process) -> None:
+        self._record(dict(op), process.ask(f"l {op['addr']:x} {op['len']:x} {1 if op.get('onfault') else 0}"))
+
+    def _do_munlock(self, op: Op, process: Process) -> None:
+        self._record(dict(op), process.ask(f"k {op['addr']:x} {op['len']:x}"))
+
+    def _do_madvise(self, op: Op, process: Process) -> None:
+        before = process.ask("s").runs if op["advice"] == "pageout" else []
+        answer = process.ask(f"a {op['addr']:x} {op['len']:x} {ADVICE_NUMBER[op['advice']]:x}")
+        if op["advice"] != "pageout":
+            self._record(dict(op), answer)
+            return
+        row = dict(op)
+        if answer.errno:
+            row["errno"] = errno.errorcode[answer.errno]
+        self.rows.append(row)
+        for start, end, _, new in changes(before, process.ask("s").runs, op["addr"], op["addr"] + op["len"]):
+            gone: Row = {"op": "swap_out", "pid": op["pid"], "addr": start, "len": end - start}
+            if not new & IS_SWAPPED:
+                gone["dropped"] = True
+            self.rows.append(gone)
+        self._answered(op["pid"], answer)
+
+    def _do_fault(self, op: Op, process: Process) -> None:
+        """One row for each run of pages that could be accessed, or could not (errno EFAULT)."""
+        if op.get("via") == "kernel":
+            how = KERNEL_WRITE if op["write"] else KERNEL_READ
+        else:
+            how = WRITE if op["write"] else READ
+        pages = op["len"] // PAGE
+        answer = process.ask(f"t {op['addr']:x} {pages:x} {how:x}")
+        at = 0
+        for first, count, _ in [*answer.failed, (pages, 0, 0)]:
+            for begin, length, bad in ((at, first - at, False), (first, count, True)):
+                if length:
+                    row: Row = {"op": "fault", "pid": op["pid"], "addr": op["addr"] + begin * PAGE}
+                    row |= {"len": length * PAGE, "write": op["write"]}
+                    self.rows.append(row | {"errno": "EFAULT"} if bad else row)
+            at = first + count
+        self._answered(op["pid"], answer)
+
+    def _do_fork(self, op: Op, process: Process) -> None:
+        answer, child, hello = self.group.fork(process)
+        row: Row = {"op": "fork", "pid": op["pid"], "child": op["child"]}
+        if child is None or hello is None:
+            self._record({"op": "fork", "pid": op["pid"]}, answer)
+            return
+        self.processes[op["child"]] = child
+        self.rows.append(row)
+        # The child reads its text, which fork did not copy (a file mapping that was only read).
+        start, end = self.text
+        self.rows.append({"op": "fault", "pid": op["child"], "addr": start, "len": end - start, "write": False})
+        self._answered(op["pid"], answer)
+        self._expect(op["child"], hello.counters)
+
+    def _do_exec(self, op: Op, process: Process) -> None:
+        self._started(op["pid"], self.group.exec(process))
+
+    def _do_exit(self, op: Op, process: Process) -> None:
+        if len(self.processes) == 1:
+            return
+        del self.processes[op["pid"]]
+        self.rows.append({"op": "exit", "pid": op["pid"]})
+        self.group.exit(process)
+        self._expect_others(None)
+
+    def _truncate(self, op: Op) -> None:
+        index = op["file"]
+        os.ftruncate(self.files.fds[index], op["len"])
+        self.files.sizes[index] = op["len"]
+        self.rows.append({"op": "truncate", "path": self.files.paths[index], "len": op["len"]})
+        self._expect_others(None)
+
+
+def execute(machine: Machine, program: Program) -> list[Row]:
+    """Run the program here; returns the rows of its trace."""
+    return Execution(machine, program).run()
