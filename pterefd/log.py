@@ -8,20 +8,28 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import AbstractContextManager
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
 
 
-def setup(form: str = "console", level: str = "info", stream: TextIO | None = None) -> Any:
+class Stream(Protocol):
+    """What a log is written to: a text file, or the terminal with its status line."""
+
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+    def isatty(self) -> bool: ...
+
+
+def setup(form: str = "console", level: str = "info", stream: Stream | None = None) -> Any:
     """Configure structlog and the standard library's logging alike; returns the daemon's logger.
 
     form: console or json.  level: one of LEVELS.  stream: stderr by default, as stdout is for results.
     Times are UTC, ISO 8601.
     """
-    out = sys.stderr if stream is None else stream
+    out: Any = sys.stderr if stream is None else stream
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,

@@ -16,6 +16,7 @@ from pathlib import Path
 from pterefd.errors import BadInput, Missing
 
 FSTYPE = "fuse.pterefd"
+DEVICE = "/dev/fuse"
 ANSWER_SECONDS = 2.0
 MNT_FORCE, MNT_DETACH = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -46,9 +47,10 @@ def _unescaped(field: str) -> str:
 
 
 def absolute(point: str | Path) -> str:
-    """The path as mountinfo names it. Asks nothing of the mount itself: its daemon may be dead."""
+    """The path as mountinfo names it. Asks nothing of a mount of ours there: its daemon may be dead."""
     path = Path(os.path.abspath(point))
-    return str(path.parent.resolve() / path.name)
+    plain = str(path.parent.resolve() / path.name)
+    return plain if is_ours(plain) else str(path.resolve())
 
 
 def is_ours(point: str) -> bool:
@@ -70,7 +72,7 @@ def prepare(point: str) -> bool:
         unmount(point, detach=True)
         recovered = True
     _check_directory(point)
-    _check_fuse()
+    check_fuse()
     return recovered
 
 
@@ -118,13 +120,18 @@ def _check_directory(point: str) -> None:
         raise BadInput(f"{point}: mount point cannot be written to, which fusermount3 asks for")
 
 
-def _check_fuse() -> None:
+def check_fuse() -> None:
+    """Missing where FUSE cannot be used here; says what to do about it."""
+    if not os.path.exists(DEVICE):
+        raise Missing(f"{DEVICE}: not there; load the fuse module, or let the container have the device")
+    if os.geteuid() != 0:
+        if _fusermount() is None:
+            raise Missing("fusermount3: not found; install fuse3")
+        return  # fusermount3 opens the device, with rights of its own
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as e:
-        raise Missing(f"/dev/fuse: {e.strerror}; load the fuse module, or let the container have the device") from None
-    if os.geteuid() != 0 and _fusermount() is None:
-        raise Missing("fusermount3: not found; install fuse3")
+        raise Missing(f"{DEVICE}: {e.strerror}; let the container have the device") from None
 
 
 def check_allow_other() -> None:

@@ -1,0 +1,221 @@
+"""The daemon: puts the parts together, owns their life and the signals.
+
+All that can fail is tried before anything is mounted: configuration, traces, plugins, the port, the
+mount point. Parts are started from the inside out and stopped the other way round.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TextIO
+
+from prometheus_client import CollectorRegistry
+
+from pterefd import __version__, config, log, paths
+from pterefd.errors import EXIT_DONE, Missing
+from pterefd.host.host import Host
+from pterefd.metrics import HostCollector, MetricsServer, shown_address
+from pterefd.mm.profile import AUTO, Profile, for_kernel, named
+from pterefd.procfs import fuse_impl, mountpoint
+from pterefd.procfs.faces import Faces
+from pterefd.procfs.mount import Mount
+from pterefd.procfs.root import proc_tree
+from pterefd.procfs.sys_pterefd import shown_speed
+from pterefd.reclaim.plugins import Plugins
+from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.session.replay import Replay
+from pterefd.source.trace import open_trace
+from pterefd.statusline import Status, StatusLine
+
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TICK_SECONDS = 0.2
+REPLAY_STOP_SECONDS = 5.0
+# A thread that waits for Python's lock gets it after this long (5 ms by default): the time that a
+# read of the mount may wait for the replay's or a scrape's Python code.
+SWITCH_SECONDS = 0.0005
+
+
+class Daemon:
+    """One host with what feeds, frees and shows it. build() makes it; start(), stop()."""
+
+    def __init__(self, settings: config.Config, logger: Any) -> None:
+        """Make all parts and try what can fail; nothing is mounted, nothing runs. Raises PterefdError."""
+        self.settings = settings
+        self.log = logger
+        self.failure: BaseException | None = None
+        binding = fuse_impl.load()
+        if settings.daemon.allow_other:
+            mountpoint.check_allow_other()
+        traces = [open_trace(path) for path in settings.replay.traces]
+        profile = _profile(settings.host.profile, traces)
+        plugins = Plugins()
+        plugins.load([paths.share("plugins"), *settings.plugins.directories])
+        self.host = Host(profile)
+        self.reclaimer = Reclaimer(self.host, plugins, logger)
+        self.replays = [
+            Replay(number, trace, self.host, self.reclaimer, speed=settings.replay.speed)
+            for number, trace in enumerate(traces)
+        ]
+        self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
+        self.reclaimer.on_result(self.collector.observe)
+        self.metrics = self._metrics()
+        self.mount = self._mount(binding, profile.name)
+        self._threads = [
+            threading.Thread(target=self._replay, args=(replay,), name=f"replay-{replay.number}", daemon=True)
+            for replay in self.replays
+        ]
+        self._ready = False
+
+    def _metrics(self) -> MetricsServer | None:
+        registry = CollectorRegistry()
+        registry.register(self.collector)
+        address = self.settings.metrics.address
+        return MetricsServer(address, registry, lambda: self._ready) if address is not None else None
+
+    def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
+        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info)
+        return Mount(
+            proc_tree(faces),
+            mountpoint.absolute(self.settings.daemon.mount),
+            binding,
+            allow_other=self.settings.daemon.allow_other,
+            caller=log.caller,
+            fault=lambda e: self.log.error("fault", exc_info=e),
+        )
+
+    # -- life -----------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Mount, serve, replay. Where it raises, nothing is left mounted."""
+        sys.setswitchinterval(SWITCH_SECONDS)
+        if mountpoint.prepare(self.mount.point):
+            self.log.warning("recovered the mount that a killed daemon left", mount=self.mount.point)
+        self.mount.start()
+        self._ready = True
+        if self.metrics is not None:
+            self.metrics.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the replays, unmount, free the port. May be called at any time, also after a failed start."""
+        self._ready = False
+        for replay in self.replays:
+            replay.stop()
+        deadline = time.monotonic() + REPLAY_STOP_SECONDS
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if self.mount.mounted and not self.mount.stop():
+            self.log.warning("somebody was still inside the mount; it is detached", mount=self.mount.point)
+        if self.metrics is not None:
+            self.metrics.stop()
+
+    def _replay(self, replay: Replay) -> None:
+        try:
+            replay.run()
+        except BaseException as e:
+            self.failure = e
+
+    def check(self) -> None:
+        """Raise what ended a part of the daemon that should go on."""
+        if self.failure is not None:
+            raise self.failure
+        if self.mount.ended:
+            raise Missing(f"{self.mount.point}: unmounted from outside")
+
+    # -- what it says -----------------------------------------------------------------------------
+    def status(self) -> Status:
+        """The numbers of the status line, as last published."""
+        view = self.host.view()
+        first = self.replays[0] if self.replays else None
+        return Status(
+            mms=len(view.pid),
+            pgtables_bytes=int(view.pgtables_bytes.sum()),
+            reclaimable_pt_bytes=int(view.empty_bytes.sum() + view.zero_bytes.sum()),
+            replay=None if first is None else (first.state, first.position, first.events, shown_speed(first.speed)),
+        )
+
+    def hints(self) -> str:
+        """What to try, for a person who has just started it."""
+        mount = os.path.relpath(self.mount.point)
+        mount = self.mount.point if mount.startswith("..") else mount
+        lines = [
+            f"mounted at {mount}; try, in another shell:",
+            f"    cat {mount}/1/reclaimable_pt_bytes        # bytes of page tables that could be freed now",
+            f"    echo 1 > {mount}/sys/vm/free_ptes         # free them",
+            f"    grep VmPTE {mount}/1/status",
+        ]
+        if self.metrics is not None:
+            lines.append(f"metrics: http://{shown_address(self.metrics.address)}/metrics")
+        return "\n".join(lines) + "\n"
+
+
+def _profile(name: str, traces: list[Any]) -> Profile:
+    if name == AUTO:
+        meta = traces[0].meta if traces else None
+        return for_kernel(meta and meta.kernel_release, meta and meta.kernel_config)
+    return named(name)
+
+
+def run(
+    settings: config.Config,
+    *,
+    stop_event: threading.Event | None = None,
+    out: TextIO | None = None,
+    err: TextIO | None = None,
+    started: Callable[[Daemon], None] | None = None,
+) -> int:
+    """Run the daemon until a signal, or stop_event; the exit code.
+
+    out, err: what to try goes to out, the log and the status line to err; stdout and stderr by default.
+    started: called once all runs.  Raises PterefdError for what kept it from starting, or ended it.
+    """
+    stopping = stop_event or threading.Event()
+    line = StatusLine(sys.stderr if err is None else err)
+    logger = log.setup(settings.daemon.log_format, settings.daemon.log_level, line)
+    daemon = Daemon(settings, logger)
+    with stopped_by_signals(stopping):
+        try:
+            daemon.start()
+            print(daemon.hints(), end="", file=sys.stdout if out is None else out, flush=True)
+            logger.info("started", mount=daemon.mount.point, profile=settings.host.profile, traces=len(daemon.replays))
+            if started is not None:
+                started(daemon)
+            while not stopping.wait(TICK_SECONDS):
+                daemon.check()
+                line.show(daemon.status())
+        finally:
+            line.close()
+            daemon.stop()
+    logger.info("stopped")
+    return EXIT_DONE
+
+
+@contextmanager
+def stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP set the event; a second one acts as it would without us.
+
+    Set before libfuse is started, which leaves signals alone that have a handler. Does nothing outside
+    the main thread, where Python allows no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stopping.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, stop) for number in STOPPING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
