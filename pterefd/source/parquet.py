@@ -27,10 +27,12 @@ class ParquetTrace(Trace):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._words: list[str] = []  # string columns, read as dictionaries
         with self._open() as file:
             schema = file.schema_arrow
             self._events = file.metadata.num_rows
         self._check_columns(schema)
+        self._words = [name for name in STRING_NAMES if name in schema.names]
         text = (schema.metadata or {}).get(META_KEY)
         self.meta = TraceMeta() if text is None else meta_from_json(text, str(path))
 
@@ -39,7 +41,7 @@ class ParquetTrace(Trace):
         # No memory map: a file that is cut off while it is read would be a SIGBUS. One thread: replay has the other.
         try:
             file = pq.ParquetFile(
-                self.path, read_dictionary=STRING_NAMES, page_checksum_verification=True, pre_buffer=False
+                self.path, read_dictionary=self._words, page_checksum_verification=True, pre_buffer=False
             )
         except _DAMAGE as error:
             raise TraceError(f"{self.path}: cut off or damaged Parquet: {_one_line(error)}") from None

@@ -57,6 +57,8 @@ def check_event(row: Row) -> None:
 
     row: field name -> value as JSON has it, None as if absent.
     """
+    if row.get("op") == "trace":
+        raise BadEvent("op 'trace' may only stand in the first line")
     for name in row:
         if name not in FIELD:
             raise BadEvent(f"there is no field {name!r}")
@@ -64,17 +66,11 @@ def check_event(row: Row) -> None:
         raise BadEvent("op is missing")
     op = row["op"]
     if not isinstance(op, str) or op not in OP:
-        raise BadEvent(_unknown_op(op))
+        raise BadEvent(f"{op!r} is not a known op" if isinstance(op, str) else "op must be a string")
     try:
         _check_fields(op, {name: value for name, value in row.items() if value is not None})
     except BadEvent as error:
         raise BadEvent(f"{op}: {error}") from None
-
-
-def _unknown_op(op: object) -> str:
-    if op == "trace":
-        return "op 'trace' may only stand in the first line"
-    return f"{op!r} is not a known op" if isinstance(op, str) else "op must be a string"
 
 
 def _check_fields(op: str, row: Row) -> None:
