@@ -12,7 +12,7 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help run setup setup-test test lint types pytest format bench recordings oracle lock wheel clean
+.PHONY: help run setup setup-test test lint types pytest format bench recordings oracle lock docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -104,6 +104,9 @@ lock: $(VENV)/.stamp-venv ## resolve the pinned dependencies anew, with hashes
 	    printf 'hatchling\neditables\nsetuptools\nwheel\n' | $(COMPILE) -o requirements-build.lock - \
 	    && $(COMPILE) -o requirements.lock -c requirements-build.lock pyproject.toml \
 	    && $(COMPILE) -o requirements-dev.lock --extra dev -c requirements.lock -c requirements-build.lock pyproject.toml
+
+docs: $(VENV)/.stamp-dev ## write the made parts of the documentation anew
+	@$(BIN)/python docs/generate.py
 
 wheel: $(VENV)/.stamp-self ## dist/pterefd-*.whl, plugins and recordings in it
 	@$(PIP) wheel --no-deps --no-build-isolation -w dist .

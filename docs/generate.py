@@ -1,0 +1,94 @@
+"""Writes the made parts of the pages here: `make docs`. tests/test_docs.py sees that they are up to date.
+
+A made part stands between `<!-- made: NAME -->` and `<!-- end -->`; everything else is written by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from pterefd import hookspecs
+from pterefd.cli.group import COMMANDS, cli
+from pterefd.procfs.root import ROOT
+from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
+
+HERE = Path(__file__).resolve().parent
+PAGES = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))
+MADE = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def commands() -> str:
+    """`--help` of every command."""
+    parts = []
+    context = click.Context(cli, info_name="pterefd", **cli.context_settings)
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        shown = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
+        parts.append(f"## pterefd {name}\n\n```text\n{command.get_help(shown).rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def nodes() -> str:
+    """Every file of the mount, as its tables declare it."""
+    head = "| path | mode | what it is |\n| --- | --- | --- |\n"
+    return head + "".join(f"| `{path}` | {mode} | {what} |\n" for path, mode, what in _nodes(ROOT, ""))
+
+
+def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
+    for entry in directory.entries:
+        match entry:
+            case File():
+                yield f"{path}{entry.name}", f"{entry.mode:04o}", _what(entry)
+            case Link():
+                yield f"{path}{entry.name}", "link", entry.help
+            case Dir():
+                yield from _nodes(entry, f"{path}{entry.name}/")
+            case Family():
+                yield f"{path}{entry.label}/", "0555", entry.help
+                yield from _nodes(entry.each, f"{path}{entry.label}/")
+            case Rows():
+                yield f"{path}{entry.label}", "0644", entry.help
+
+
+def _what(file: File) -> str:
+    notes = [file.unit] if file.unit else []
+    if file.content is Content.INT:
+        notes.append(f"{file.low}..{file.high}")
+    return f"{file.help} ({', '.join(notes)})" if notes else file.help
+
+
+def hooks() -> str:
+    """Every hook with its exact arguments, and its contract."""
+    parts = []
+    for name, function in inspect.getmembers(hookspecs, inspect.isfunction):
+        if name.startswith("pterefd_"):
+            arguments = str(inspect.signature(function)).replace("'", "")
+            parts.append(f"### {name}\n\n```python\ndef {name}{arguments}\n```\n\n{inspect.getdoc(function)}\n")
+    return "\n".join(parts)
+
+
+PARTS: dict[str, Callable[[], str]] = {"commands": commands, "nodes": nodes, "hooks": hooks}
+
+
+def renewed(page: Path) -> str:
+    """The text of the page with its made parts made anew."""
+    return MADE.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}{match[3]}", page.read_text())
+
+
+def main() -> None:
+    for page in PAGES:
+        text = renewed(page)
+        if text != page.read_text():
+            page.write_text(text)
+            print(f"{page.relative_to(HERE.parent)}: made anew", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
