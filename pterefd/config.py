@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 
 from pterefd import quantities
 from pterefd.errors import BadInput
@@ -84,7 +93,7 @@ class DaemonSection(_Section):
     """[daemon]"""
 
     mount: Path = Path("mnt")
-    allow_other: bool = False
+    allow_other: StrictBool = False
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -93,7 +102,7 @@ class MetricsSection(_Section):
     """[metrics]. address: (host, port), None for off.  max_mms: mms with series of their own."""
 
     address: Address = ("127.0.0.1", 9738)
-    max_mms: Annotated[int, Field(ge=0, le=100_000)] = 100
+    max_mms: Annotated[StrictInt, Field(ge=0, le=100_000)] = 100
 
 
 class HostSection(_Section):

@@ -18,6 +18,7 @@ from pterefd.errors import BadInput, Missing
 FSTYPE = "fuse.pterefd"
 DEVICE = "/dev/fuse"
 ANSWER_SECONDS = 2.0
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # nobody serves the mount any more
 MNT_FORCE, MNT_DETACH = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,7 +68,7 @@ def prepare(point: str) -> bool:
     """
     recovered = False
     while is_ours(point):
-        if _answer(point) != errno.ENOTCONN:
+        if _answer(point) not in DEAD:
             raise Missing(f"{point}: {_resident(point)} is mounted there")
         unmount(point, detach=True)
         recovered = True
@@ -122,16 +123,14 @@ def _check_directory(point: str) -> None:
 
 def check_fuse() -> None:
     """Missing where FUSE cannot be used here; says what to do about it."""
-    if not os.path.exists(DEVICE):
-        raise Missing(f"{DEVICE}: not there; load the fuse module, or let the container have the device")
-    if os.geteuid() != 0:
-        if _fusermount() is None:
-            raise Missing("fusermount3: not found; install fuse3")
-        return  # fusermount3 opens the device, with rights of its own
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise Missing(f"{DEVICE}: not there; load the fuse module, or let the container have the device") from None
     except OSError as e:
-        raise Missing(f"{DEVICE}: {e.strerror}; let the container have the device") from None
+        raise Missing(f"{DEVICE}: {e.strerror}; run as root, or let this user open it") from None
+    if os.geteuid() != 0 and _fusermount() is None:
+        raise Missing("fusermount3: not found; install fuse3")
 
 
 def check_allow_other() -> None:
