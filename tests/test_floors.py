@@ -40,8 +40,9 @@ RANK = {
 
 # Third-party modules that only some files may import, and why.
 ONLY_IN = {
-    # The options of every kernel stand in one place; the reader of perf.data has loops of its own, far from the engine.
-    "numba": ("pterefd/engine/jit.py", "pterefd/source/record/perfdata.py"),
+    # Options of every kernel in one file, the type of the state that they share in another; the reader of perf.data has
+    # loops of its own, far from the engine.
+    "numba": ("pterefd/engine/jit.py", "pterefd/engine/state.py", "pterefd/source/record/perfdata.py"),
     "click": ("pterefd/cli/",),
     "rich": ("pterefd/cli/", "pterefd/doctor.py", "pterefd/statusline.py", "pterefd/source/info.py"),
     "fuse": ("pterefd/procfs/fuse_impl.py",),  # the binding is chosen in one place
