@@ -1,0 +1,11 @@
+"""Numbers only: arrays and compiled kernels over packed page tables and mappings.
+
+layout  what stands where in the arrays, bit by bit
+jit     how kernels are compiled and cached
+arena   the arrays of one host, reserved as address space and filled as needed
+blocks  sorted arrays in a common pool: an mm's mappings, its PMD pages, a file's cached pages
+tables  upper tables and PTE pages: find, make, free
+entries the entries of one PTE page: transitions, sharing, counters
+
+The engine knows bytes, spans and states; what an operation does to them is `mm`'s.
+"""

@@ -1,0 +1,246 @@
+"""The entries of one PTE page: transitions, and the counters that follow from them.
+
+A PTE page is named by its PMD page t, its index i there and its record p. A page whose 512 entries
+are alike stores none: S.pte[p, P_ENT] is minus their state. Other pages have a row of S.ent, which
+fork shares until one side writes.
+"""
+
+from __future__ import annotations
+
+from pterefd.engine.jit import inline, kernel
+from pterefd.engine.layout import (
+    E_NONE,
+    E_STATE,
+    E_ZERO,
+    K_EMPTY,
+    K_MIXED,
+    K_NO_PAGE,
+    K_ZERO,
+    M_E,
+    M_EMPTY,
+    M_NPMD,
+    M_NPTE,
+    M_NPUD,
+    M_PEAK_RECLAIMABLE,
+    M_PEAK_TABLES,
+    M_ZERO,
+    N_STATES,
+    P_ENT,
+    P_REF,
+    PMD_BITS,
+    PMD_PAGES,
+    PMD_RECLAIMABLE,
+    REF_ALL_ZERO,
+    REF_MAPPED,
+    REF_ZERO_SHIFT,
+    TRANSITIONS,
+)
+from pterefd.engine.pools import drop_ent, give_pte, take_ent, take_pte
+
+
+@inline
+def kind_of(ref):
+    """K_EMPTY, K_ZERO or K_MIXED of a pte_refcount (the mail's definition)."""
+    if ref & REF_MAPPED == 0:
+        return K_EMPTY
+    if ref == REF_ALL_ZERO:
+        return K_ZERO
+    return K_MIXED
+
+
+@kernel
+def note_kind(s, m, t, i, old, new):
+    """A PTE page's kind went from old to new (K_NO_PAGE: made or freed): bit, counts of table and mm."""
+    if old == new:
+        return
+    if old == K_EMPTY:
+        s.mm[m, M_EMPTY] -= 1
+    elif old == K_ZERO:
+        s.mm[m, M_ZERO] -= 1
+    if new == K_EMPTY:
+        s.mm[m, M_EMPTY] += 1
+    elif new == K_ZERO:
+        s.mm[m, M_ZERO] += 1
+    was = old == K_EMPTY or old == K_ZERO
+    now = new == K_EMPTY or new == K_ZERO
+    if was != now:
+        word = PMD_BITS + (i >> 5)
+        s.pmd[t, word] ^= 1 << (i & 31)
+        s.pmd[t, PMD_RECLAIMABLE] += 1 if now else -1
+    if now and old != K_NO_PAGE:
+        # a page that is just made is empty for a moment only
+        s.mm[m, M_PEAK_RECLAIMABLE] = max(s.mm[m, M_PEAK_RECLAIMABLE], s.mm[m, M_EMPTY] + s.mm[m, M_ZERO])
+
+
+@kernel
+def new_page(s, m, t, i, state):
+    """A PTE page of 512 entries alike, linked at t, i, which must be none there. Returns its record."""
+    p = take_pte(s)
+    ref = 0
+    if state != E_NONE:
+        ref = 512
+        if state == E_ZERO:
+            ref = REF_ALL_ZERO
+        s.mm[m, M_E + (state & E_STATE)] += 512
+    s.pte[p, P_REF] = ref
+    s.pte[p, P_ENT] = -state
+    s.pmd[t, i] = p
+    s.pmd[t, PMD_PAGES] += 1
+    s.mm[m, M_NPTE] += 1
+    tables = s.mm[m, M_NPTE] + s.mm[m, M_NPMD] + s.mm[m, M_NPUD]
+    s.mm[m, M_PEAK_TABLES] = max(s.mm[m, M_PEAK_TABLES], tables)
+    note_kind(s, m, t, i, K_NO_PAGE, kind_of(ref))
+    return p
+
+
+@kernel
+def free_page(s, m, t, i):
+    """Unlink and free the PTE page at t, i; its entries, if any are left, go from the counters."""
+    p = s.pmd[t, i]
+    ref = s.pte[p, P_REF]
+    e = s.pte[p, P_ENT]
+    if e > 0:
+        for j in range(512):
+            s.mm[m, M_E + (s.ent[e, j] & E_STATE)] -= 1
+        drop_ent(s, e)
+    elif e < 0:
+        s.mm[m, M_E + (-e & E_STATE)] -= 512
+    note_kind(s, m, t, i, kind_of(ref), K_NO_PAGE)
+    s.pmd[t, i] = 0
+    s.pmd[t, PMD_PAGES] -= 1
+    s.mm[m, M_NPTE] -= 1
+    give_pte(s, p)
+
+
+@inline
+def entry_at(s, p, j):
+    """Code of entry j (state and flags)."""
+    e = s.pte[p, P_ENT]
+    return s.ent[e, j] if e > 0 else -e
+
+
+@kernel
+def own_row(s, p):
+    """The page's row of entries, made from the uniform state or copied from a shared row."""
+    e = s.pte[p, P_ENT]
+    if e > 0 and s.entref[e] == 1:
+        return e
+    x = take_ent(s)
+    if e > 0:
+        for j in range(512):
+            s.ent[x, j] = s.ent[e, j]
+        drop_ent(s, e)
+    else:
+        for j in range(512):
+            s.ent[x, j] = -e
+    s.pte[p, P_ENT] = x
+    return x
+
+
+@kernel
+def settle(s, m, t, i, p, old_ref, mapped, zero, tidy):
+    """After a change: store the refcount, drop the row where all entries are alike, note the kind.
+
+    tidy: look whether a fully mapped page has become uniform (512 comparisons).
+    """
+    ref = mapped | (zero << REF_ZERO_SHIFT)
+    s.pte[p, P_REF] = ref
+    e = s.pte[p, P_ENT]
+    if e > 0:
+        if mapped == 0:
+            drop_ent(s, e)
+            s.pte[p, P_ENT] = -E_NONE
+        elif tidy and mapped == 512:
+            first = s.ent[e, 0]
+            j = 1
+            while j < 512 and s.ent[e, j] == first:
+                j += 1
+            if j == 512:
+                drop_ent(s, e)
+                s.pte[p, P_ENT] = -first
+    note_kind(s, m, t, i, kind_of(old_ref), kind_of(ref))
+
+
+@kernel
+def apply_one(s, m, t, i, p, j, transition):
+    """One entry by a transition. Returns True where it changed."""
+    old = entry_at(s, p, j)
+    new = int(TRANSITIONS[transition, old])
+    if new == old:
+        return False
+    x = own_row(s, p)
+    s.ent[x, j] = new
+    old &= E_STATE
+    new &= E_STATE
+    s.mm[m, M_E + old] -= 1
+    s.mm[m, M_E + new] += 1
+    ref = s.pte[p, P_REF]
+    mapped = (ref & REF_MAPPED) + (old == E_NONE) - (new == E_NONE)
+    zero = (ref >> REF_ZERO_SHIFT) + (new == E_ZERO) - (old == E_ZERO)
+    # a full page is compared once when it fills, and when its last entry of another state goes
+    tidy = mapped == 512 and (old == E_NONE or j == 511 or zero == 512)
+    settle(s, m, t, i, p, ref, mapped, zero, tidy)
+    return True
+
+
+@kernel
+def _apply_uniform(s, m, t, i, p, transition, state):
+    """All 512 entries of a uniform page."""
+    new = int(TRANSITIONS[transition, state])
+    if new == state:
+        return
+    s.mm[m, M_E + (state & E_STATE)] -= 512
+    s.mm[m, M_E + (new & E_STATE)] += 512
+    old_ref = s.pte[p, P_REF]
+    ref = 0
+    if new == E_ZERO:
+        ref = REF_ALL_ZERO
+    elif new != E_NONE:
+        ref = 512
+    s.pte[p, P_REF] = ref
+    s.pte[p, P_ENT] = -new
+    note_kind(s, m, t, i, kind_of(old_ref), kind_of(ref))
+
+
+@kernel
+def apply(s, m, t, i, p, begin, end, transition):
+    """Entries [begin, end) of the page by a transition (a row of layout.TRANSITIONS)."""
+    e = s.pte[p, P_ENT]
+    if e <= 0:
+        if TRANSITIONS[transition, -e] == -e:
+            return
+        if begin == 0 and end == 512:
+            _apply_uniform(s, m, t, i, p, transition, -e)
+            return
+    x = own_row(s, p)
+    for state in range(N_STATES):
+        s.tmp[state] = 0
+    changed = False
+    for j in range(begin, end):
+        old = s.ent[x, j]
+        new = int(TRANSITIONS[transition, old])
+        if new != old:
+            changed = True
+            s.ent[x, j] = new
+            s.tmp[old & E_STATE] -= 1
+            s.tmp[new & E_STATE] += 1
+    if not changed:
+        return
+    for state in range(1, N_STATES):
+        s.mm[m, M_E + state] += s.tmp[state]
+    ref = s.pte[p, P_REF]
+    mapped = (ref & REF_MAPPED) - s.tmp[E_NONE]
+    zero = (ref >> REF_ZERO_SHIFT) + s.tmp[E_ZERO]
+    settle(s, m, t, i, p, ref, mapped, zero, True)
+
+
+@kernel
+def holds(s, p, state):
+    """True where some entry of the page is in that state."""
+    e = s.pte[p, P_ENT]
+    if e <= 0:
+        return -e & E_STATE == state
+    for j in range(512):
+        if s.ent[e, j] & E_STATE == state:
+            return True
+    return False

@@ -1,0 +1,220 @@
+"""What stands where: columns of the state's arrays, entry states, bits.
+
+Addresses are bytes in int64 (user addresses fit 47 bits); counters of entries and tables are counts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+PAGE = 4096
+PAGE_SHIFT = 12
+SPAN = 1 << 21  # what one PTE page maps
+SPAN_SHIFT = 21
+SLOT = 1 << 30  # what one PMD page maps
+SLOT_SHIFT = 30
+PGD_SHIFT = 39  # what one PUD page maps
+ADDRESS_END = 1 << 47
+ENTRIES_PER_TABLE = 512
+
+# ---- entry states (uint8 in S.ent; the low 4 bits are the state, above them flags) --------------
+E_NONE = 0
+E_ZERO = 1  # the shared zero page
+E_ANON = 2
+E_FILE = 3
+E_SHMEM = 4
+E_SWAP = 5
+E_GUARD = 6  # MADV_GUARD_INSTALL's marker
+E_PFN = 7  # present without a page behind it that counts (vvar)
+E_WP = 8  # userfaultfd write-protect marker
+E_POISON = 9  # UFFDIO_POISON's marker
+N_STATES = 16
+E_STATE = 0x0F
+E_LAZY = 0x10  # with E_ANON: made clean by MADV_FREE
+E_CODES = 32
+
+# ---- pte_refcount: as the mail of Aug 2022 packs it -------------------------------------------
+REF_MAPPED = 0x3FF  # bits 0-9: entries that are not none
+REF_ZERO_SHIFT = 10  # bits 10-19: entries that map the zero page (mapped ones too)
+REF_ALL_ZERO = 512 | (512 << REF_ZERO_SHIFT)
+
+# ---- S.pte[p]: one PTE page --------------------------------------------------------------------
+P_REF = 0  # pte_refcount
+P_ENT = 1  # entries: > 0 index in S.ent; <= 0 all 512 alike, in the state of minus this
+PTE_COLUMNS = 2
+P_NEXT = P_REF  # of a free record: the next free one
+
+# ---- S.pmd[t]: one PMD page: 512 PTE page indices (0 none), then a bit a span: reclaimable ------
+PMD_BITS = 512
+PMD_RECLAIMABLE = 528  # number of bits set
+PMD_PAGES = 529  # number of PTE pages
+PMD_COLUMNS = 532
+PMD_NEXT = 0
+
+# ---- kinds of PTE page ---------------------------------------------------------------------------
+K_MIXED = 0
+K_EMPTY = 1
+K_ZERO = 2
+K_NO_PAGE = 3
+
+# ---- S.vma[v]: one mapping -----------------------------------------------------------------------
+V_START = 0
+V_END = 1
+V_FLAGS = 2
+V_PGOFF = 3  # in pages; of private anonymous memory the address it was made at
+V_OBJ = 4  # index in S.obj, -1 for private anonymous memory
+V_ANON = 5  # id of the anon_vma, 0 none
+V_CHAIN = 6  # length of anon_vma_chain, 0 without an anon_vma
+VMA_COLUMNS = 8
+V_NEXT = 0
+
+# ---- V_FLAGS: VM_* of include/linux/mm.h, with numbers of our own ---------------------------------
+VM_READ = 1
+VM_WRITE = 2
+VM_EXEC = 4
+VM_SHARED = 1 << 3
+VM_GROWSDOWN = 1 << 4
+VM_LOCKED = 1 << 5
+VM_LOCKONFAULT = 1 << 6
+VM_DONTCOPY = 1 << 7
+VM_WIPEONFORK = 1 << 8
+VM_NORESERVE = 1 << 9
+VM_ACCOUNT = 1 << 10
+VM_MAYBE_GUARD = 1 << 11  # sticky: does not hinder merges
+VM_HUGEPAGE = 1 << 12
+VM_NOHUGEPAGE = 1 << 13
+VM_PFNMAP = 1 << 14
+VM_SPECIAL = 1 << 15  # made by the kernel (vdso): never merges, no fault-around
+VM_HUGETLB = 1 << 16
+VM_RAND_READ = 1 << 17
+VM_SEQ_READ = 1 << 18
+VM_DONTDUMP = 1 << 19
+VM_MERGEABLE = 1 << 20
+VM_STACK = 1 << 21  # the main stack, for its name in maps; a stack never merges by VM_GROWSDOWN alone
+VM_IMPLIED = 1 << 22  # an access was recorded where no mapping was
+VM_ACCESS = VM_READ | VM_WRITE | VM_EXEC
+VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
+VM_NO_MERGE = VM_PFNMAP | VM_SPECIAL | VM_HUGETLB
+
+# ---- S.obj[o]: what a mapping shows: a file, a shmem object, a part of the kernel ------------------
+O_KIND = 0
+O_SIZE = 1  # bytes, -1 unknown
+O_KNOWN = 2  # 1: O_CACHED tells which pages are in the page cache; 0: all are taken to be
+O_CACHED = 3  # block of cached runs: first page -> end page (3 columns)
+O_REFS = 6
+OBJ_COLUMNS = 8
+O_NEXT = 0
+OBJ_FILE = 0
+OBJ_SHMEM = 1
+OBJ_VDSO = 2
+OBJ_VVAR = 3
+OBJ_DEV_ZERO = 4  # a private map of it is anonymous, a shared one is shmem
+
+# ---- S.mm[m]: one mm ---------------------------------------------------------------------------
+M_PID = 0
+M_ALIVE = 1
+M_PROFILE = 2  # bits of mm/profile.py
+M_SLOTS = 3  # block: GiB slot -> PMD page (3 columns)
+M_VMAS = 6  # block: start address -> mapping (3 columns)
+M_PUDS = 9  # 4 x 64 bits: PGD slots that have a PUD page
+M_NPTE = 13
+M_NPMD = 14
+M_NPUD = 15
+M_E = 16  # N_STATES columns: entries by state (M_E + E_ANON ...); M_E + E_NONE is without meaning
+M_EMPTY = 32  # PTE pages that are empty
+M_ZERO = 33  # PTE pages with 512 zero entries
+M_UNLOCATED = 34  # PTE pages that a snapshot could not place
+M_TOTAL_VM = 35  # pages, as the kernel's total_vm ...
+M_LOCKED_VM = 36
+M_DATA_VM = 37
+M_STACK_VM = 38
+M_EXEC_VM = 39
+M_HIWATER_VM = 40
+M_HIWATER_RSS = 41
+M_START_BRK = 42
+M_BRK = 43
+M_DEF_FLAGS = 44
+M_FAULTS = 45
+M_LAST_FAULT = 46  # ns
+M_DIRTY = 47  # 1: in S.dirty since the last publication
+M_SLOT_HINT = 48  # where in the slots' block the last look-up ended
+M_STACK_ADDR = 49
+M_PEAK_TABLES = 50  # most page-table pages so far
+M_PEAK_RECLAIMABLE = 51  # most empty and zero PTE pages so far
+MM_COLUMNS = 56
+M_NEXT = 3
+
+# ---- S.g: numbers of the whole host -----------------------------------------------------------
+G_FULL = 0  # 1 + G_POOLS index of the pool that ran out; the state is then no longer right
+G_NEXT_ANON = 1
+G_NDIRTY = 2
+G_OUTSIDE = 3  # accesses outside every mapping
+G_REFUSED = 4  # accesses that the mapping does not allow
+G_HUGETLB = 5  # accesses to hugetlb mappings, not modelled
+G_SKIPPED = 7  # events of a pid that has no mm (any more)
+G_BLOCKS_TOP = 6
+G_CLASS = 8  # 32 columns: free blocks by size class
+G_POOLS = 40  # per pool: top (first never used), free list's head, in use, capacity
+POOL_COLUMNS = 4
+POOL_MM, POOL_VMA, POOL_PMD, POOL_PTE, POOL_ENT, POOL_OBJ, POOL_BLOCKS = range(7)
+POOL_NAMES = ("mms", "mappings", "PMD pages", "PTE pages", "PTE pages with entries of their own", "files", "blocks")
+G_COLUMNS = 72
+
+# ---- transitions: what an operation makes of an entry (uint8 -> uint8), by operation ------------
+(
+    T_ZAP,
+    T_READ,
+    T_WRITE,
+    T_WRITE_FILE,
+    T_FREE,
+    T_SWAP_OUT,
+    T_DROP,
+    T_GUARD,
+    T_UNGUARD,
+    T_UNMAP_FILE,
+    T_UNMAP_ALL,
+    T_FILL_FILE,
+    T_FILL_SHMEM,
+    T_FILL_PFN,
+    T_SET,
+) = range(15)
+N_TRANSITIONS = T_SET + N_STATES  # T_SET + state: becomes that state whatever it was
+
+
+def _transitions() -> np.ndarray:
+    """uint8[N_TRANSITIONS, E_CODES]; kernel-rules.md, section 2."""
+    table = np.tile(np.arange(E_CODES, dtype=np.uint8), (N_TRANSITIONS, 1))
+    lazy = E_ANON | E_LAZY
+
+    table[T_ZAP] = E_NONE  # mm/memory.c zap_pte_range; a guard marker stays in MADV_DONTNEED
+    table[T_ZAP, E_GUARD] = E_GUARD
+    table[T_UNMAP_ALL] = E_NONE  # munmap, exit
+
+    table[T_READ, E_NONE] = E_ZERO  # do_anonymous_page
+    table[T_READ, E_SWAP] = E_ANON  # do_swap_page
+    for code in (E_NONE, E_ZERO, E_SWAP, lazy):
+        table[T_WRITE, code] = E_ANON
+    table[T_WRITE_FILE] = table[T_WRITE]  # do_cow_fault, do_wp_page of a private file mapping
+    for code in (E_FILE, E_SHMEM):
+        table[T_WRITE_FILE, code] = E_ANON
+
+    table[T_FREE, E_ANON] = lazy  # madvise_free_pte_range
+    table[T_FREE, E_SWAP] = E_NONE
+    table[T_SWAP_OUT, E_ANON] = E_SWAP
+    table[T_SWAP_OUT, lazy] = E_SWAP
+    table[T_DROP, E_ANON] = E_SWAP
+    table[T_DROP, lazy] = E_NONE
+
+    table[T_GUARD] = E_GUARD
+    table[T_UNGUARD, E_GUARD] = E_NONE
+    for code in (E_FILE, E_SHMEM):
+        table[T_UNMAP_FILE, code] = E_NONE  # hole punch: copies of one's own stay
+    table[T_FILL_FILE, E_NONE] = E_FILE
+    table[T_FILL_SHMEM, E_NONE] = E_SHMEM
+    table[T_FILL_PFN, E_NONE] = E_PFN
+    for state in range(N_STATES):
+        table[T_SET + state] = state
+    return table
+
+
+TRANSITIONS = _transitions()

@@ -1,0 +1,29 @@
+"""Publication: the numbers of mms that changed, copied where readers find them (a seqlock).
+
+seq[0] is odd while rows are being copied; a reader that saw the same even number before and after
+its copy has a consistent one.
+"""
+
+from __future__ import annotations
+
+from pterefd.engine.jit import kernel
+from pterefd.engine.layout import G_NDIRTY, M_DIRTY, MM_COLUMNS
+
+
+@kernel
+def publish(s, seq, rows):
+    """Copy the rows of dirty mms from s.mm to rows (int64[mms, MM_COLUMNS]). The list stays for the caller."""
+    seq[0] += 1
+    for d in range(s.g[G_NDIRTY]):
+        m = s.dirty[d]
+        for c in range(MM_COLUMNS):
+            rows[m, c] = s.mm[m, c]
+    seq[0] += 1
+
+
+@kernel
+def forget_dirty(s):
+    """The list of changed mms has been read."""
+    for d in range(s.g[G_NDIRTY]):
+        s.mm[s.dirty[d], M_DIRTY] = 0
+    s.g[G_NDIRTY] = 0

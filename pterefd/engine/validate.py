@@ -1,0 +1,79 @@
+"""The slow truth: every counter of an mm, recomputed from its entries. For tests and for doubt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pterefd.engine import layout as lo
+from pterefd.engine.state import State
+
+
+class ValidationError(AssertionError):
+    """A counter or a bit does not say what the entries say."""
+
+
+def _row_states(s: State, p: int) -> Any:
+    """uint8[512]: the states of one PTE page's entries."""
+    e = int(s.pte[p, lo.P_ENT])
+    if e > 0:
+        return s.ent[e] & lo.E_STATE
+    return np.full(512, -e & lo.E_STATE, dtype=np.uint8)
+
+
+def _block(s: State, m: int, column: int) -> tuple[Any, Any]:
+    position, length = int(s.mm[m, column]), int(s.mm[m, column + 1])
+    return s.key[position : position + length], s.val[position : position + length]
+
+
+def recount(s: State, m: int) -> dict[str, int]:
+    """Counters of mm m, from its tables and entries alone; checks refcounts and bits on the way."""
+    slots, tables = _block(s, m, lo.M_SLOTS)
+    states = np.zeros(lo.N_STATES, dtype=np.int64)
+    counts = {"pte": 0, "empty": 0, "zero": 0}
+    for slot, t in zip(slots.tolist(), tables.tolist(), strict=True):
+        row = s.pmd[t]
+        bits = np.unpackbits(row[lo.PMD_BITS : lo.PMD_BITS + 16].view(np.uint8), bitorder="little")
+        for i in np.flatnonzero(row[:512]).tolist():
+            p = int(row[i])
+            hist = np.bincount(_row_states(s, p), minlength=lo.N_STATES)
+            states += hist
+            mapped, zero = 512 - int(hist[lo.E_NONE]), int(hist[lo.E_ZERO])
+            where = f"mm {m}, span {(slot << lo.SLOT_SHIFT) + (i << lo.SPAN_SHIFT):#x}"
+            if int(s.pte[p, lo.P_REF]) != mapped | zero << lo.REF_ZERO_SHIFT:
+                raise ValidationError(f"{where}: pte_refcount {int(s.pte[p, lo.P_REF]):#x}, {mapped} mapped, {zero} zero")
+            if bool(bits[i]) != (mapped == 0 or zero == 512):
+                raise ValidationError(f"{where}: reclaimable bit {bits[i]}, {mapped} mapped, {zero} zero")
+            counts["pte"] += 1
+            counts["empty"] += mapped == 0
+            counts["zero"] += zero == 512
+        if int(row[lo.PMD_RECLAIMABLE]) != int(bits.sum()) or int(row[lo.PMD_PAGES]) != np.count_nonzero(row[:512]):
+            raise ValidationError(f"mm {m}, GiB slot {slot:#x}: counts of its PMD page")
+    counts["pmd"] = len(slots)
+    counts["pud"] = sum(int(word).bit_count() for word in s.mm[m, lo.M_PUDS : lo.M_PUDS + 4].view(np.uint64))
+    return counts | {f"state{state}": int(states[state]) for state in range(1, lo.N_STATES)}
+
+
+def validate_mm(s: State, m: int) -> None:
+    """Raise ValidationError where a kept counter of mm m differs from its recount, or mappings overlap."""
+    truth = recount(s, m)
+    columns = {
+        "pte": lo.M_NPTE,
+        "pmd": lo.M_NPMD,
+        "pud": lo.M_NPUD,
+        "empty": lo.M_EMPTY,
+        "zero": lo.M_ZERO,
+    } | {f"state{state}": lo.M_E + state for state in range(1, lo.N_STATES)}
+    for name, column in columns.items():
+        if int(s.mm[m, column]) != truth[name]:
+            raise ValidationError(f"mm {m}: {name} is kept as {int(s.mm[m, column])}, recounted {truth[name]}")
+    starts, records = _block(s, m, lo.M_VMAS)
+    total, end = 0, 0
+    for start, v in zip(starts.tolist(), records.tolist(), strict=True):
+        if int(s.vma[v, lo.V_START]) != start or start < end or int(s.vma[v, lo.V_END]) <= start:
+            raise ValidationError(f"mm {m}: mapping at {start:#x} is out of order or overlaps")
+        end = int(s.vma[v, lo.V_END])
+        total += (end - start) >> 12
+    if total != int(s.mm[m, lo.M_TOTAL_VM]):
+        raise ValidationError(f"mm {m}: total_vm is kept as {int(s.mm[m, lo.M_TOTAL_VM])}, recounted {total}")

@@ -1,0 +1,94 @@
+"""The numbers of one mm, by name."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pterefd.engine import layout as lo
+
+
+class MmCounters(NamedTuple):
+    """Sizes in bytes, entries and mappings as counts, last_fault_ns in the trace's time.
+
+    present_entries counts as pagemap's bit 63 does: the zero page too.
+    """
+
+    pgtables_bytes: int
+    pte_bytes: int
+    pmd_bytes: int
+    pud_bytes: int
+    empty_bytes: int
+    zero_bytes: int
+    mixed_bytes: int
+    unlocated_bytes: int
+    anon_bytes: int
+    file_bytes: int
+    shmem_bytes: int
+    swap_bytes: int
+    total_vm_bytes: int
+    hiwater_vm_bytes: int
+    hiwater_rss_bytes: int
+    locked_vm_bytes: int
+    data_vm_bytes: int
+    stack_vm_bytes: int
+    exec_vm_bytes: int
+    zero_entries: int
+    present_entries: int
+    swap_entries: int
+    guard_entries: int
+    vmas: int
+    faults: int
+    last_fault_ns: int
+    peak_pgtables_bytes: int
+    peak_reclaimable_bytes: int
+
+    @property
+    def reclaimable_pt_bytes(self) -> int:
+        """What free_ptes would free now."""
+        return self.empty_bytes + self.zero_bytes
+
+    @property
+    def rss_bytes(self) -> int:
+        """VmRSS."""
+        return self.anon_bytes + self.file_bytes + self.shmem_bytes
+
+
+def from_row(row: Any) -> MmCounters:
+    """The counters in an mm's row (int64[MM_COLUMNS])."""
+    r = row.tolist()
+    tables = r[lo.M_NPTE] + r[lo.M_NPMD] + r[lo.M_NPUD] + r[lo.M_UNLOCATED]
+    anon, file, shmem = r[lo.M_E + lo.E_ANON], r[lo.M_E + lo.E_FILE], r[lo.M_E + lo.E_SHMEM]
+    zero = r[lo.M_E + lo.E_ZERO]
+    pages = {
+        "pgtables_bytes": tables,
+        "pte_bytes": r[lo.M_NPTE] + r[lo.M_UNLOCATED],
+        "pmd_bytes": r[lo.M_NPMD],
+        "pud_bytes": r[lo.M_NPUD],
+        "empty_bytes": r[lo.M_EMPTY],
+        "zero_bytes": r[lo.M_ZERO],
+        "mixed_bytes": r[lo.M_NPTE] - r[lo.M_EMPTY] - r[lo.M_ZERO],
+        "unlocated_bytes": r[lo.M_UNLOCATED],
+        "anon_bytes": anon,
+        "file_bytes": file,
+        "shmem_bytes": shmem,
+        "swap_bytes": r[lo.M_E + lo.E_SWAP],
+        "total_vm_bytes": r[lo.M_TOTAL_VM],
+        "hiwater_vm_bytes": max(r[lo.M_HIWATER_VM], r[lo.M_TOTAL_VM]),
+        "hiwater_rss_bytes": max(r[lo.M_HIWATER_RSS], anon + file + shmem),
+        "locked_vm_bytes": r[lo.M_LOCKED_VM],
+        "data_vm_bytes": r[lo.M_DATA_VM],
+        "stack_vm_bytes": r[lo.M_STACK_VM],
+        "exec_vm_bytes": r[lo.M_EXEC_VM],
+        "peak_pgtables_bytes": max(r[lo.M_PEAK_TABLES] + r[lo.M_UNLOCATED], tables),
+        "peak_reclaimable_bytes": r[lo.M_PEAK_RECLAIMABLE],
+    }
+    return MmCounters(
+        **{name: count * lo.PAGE for name, count in pages.items()},
+        zero_entries=zero,
+        present_entries=zero + anon + file + shmem + r[lo.M_E + lo.E_PFN],
+        swap_entries=r[lo.M_E + lo.E_SWAP],
+        guard_entries=r[lo.M_E + lo.E_GUARD],
+        vmas=r[lo.M_VMAS + 1],
+        faults=r[lo.M_FAULTS],
+        last_fault_ns=r[lo.M_LAST_FAULT],
+    )

@@ -1,0 +1,345 @@
+"""One simulated machine: runs events on its mms under one lock, and publishes what changed."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pterefd.engine import layout as lo
+from pterefd.engine.arena import Limits, make_state
+from pterefd.engine.pools import take_obj
+from pterefd.engine.publish import forget_dirty, publish
+from pterefd.engine.tables import free_reclaimable
+from pterefd.engine.validate import validate_mm
+from pterefd.errors import BadInput, NoSuchMm
+from pterefd.host import counters, maps
+from pterefd.host.counters import MmCounters
+from pterefd.host.process import Process
+from pterefd.host.ranking import Ranking
+from pterefd.host.view import HostView
+from pterefd.hookspecs import Kinds
+from pterefd.mm import events as ev
+from pterefd.mm.fork import exit_mm, fork, new_mm
+from pterefd.mm.profile import Profile
+from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, mark_dirty, run_events
+
+SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
+SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
+
+_KINDS_OF_OBJECT = (
+    ("[vdso]", lo.OBJ_VDSO),
+    ("[vvar", lo.OBJ_VVAR),
+    ("/dev/zero", lo.OBJ_DEV_ZERO),
+    ("/dev/shm/", lo.OBJ_SHMEM),
+    ("/memfd:", lo.OBJ_SHMEM),
+    ("/SYSV", lo.OBJ_SHMEM),
+)
+
+
+def kind_of_path(path: str) -> int:
+    """OBJ_* of a mapped path, as far as its name tells; 0 objects for [heap], [stack], [anon...]: -1."""
+    for prefix, kind in _KINDS_OF_OBJECT:
+        if path.startswith(prefix):
+            return kind
+    return -1 if path.startswith("[") else lo.OBJ_FILE
+
+
+class Host:
+    """A machine of simulated mms.
+
+    on_teardown(process, counters) is called just before an mm goes (exit, exec), with the lock held.
+    """
+
+    kind = "simulated"
+
+    def __init__(self, profile: Profile, *, limits: Limits | None = None, seed: int = 0) -> None:
+        self.profile = profile
+        self.limits = limits or Limits()
+        self.lock = threading.Lock()
+        self.ranking = Ranking()
+        self.on_teardown: Callable[[Process, MmCounters], None] | None = None
+        self.events_total: dict[str, int] = dict.fromkeys(ev.OPS, 0)
+        self.strict = False
+        self.time_ns = 0
+        self.corrections = 0
+        self._waiting = 0
+        self._s = make_state(self.limits)
+        self._seq = np.zeros(1, dtype=np.int64)
+        self._published: Any = np.zeros((64, lo.MM_COLUMNS), dtype=np.int64)
+        self._processes: dict[int, Process] = {}
+        self._object_names: dict[int, str] = {}
+        self._objects: dict[int, npt.NDArray[np.int64]] = {}
+        self._rng = random.Random(seed)
+
+    # ---- running events -----------------------------------------------------------------------
+
+    def run(self, batch: ev.Batch, begin: int, end: int) -> int:
+        """Run events [begin, end) of a batch, in slices, and publish after each.
+
+        Returns the index of the first event not run: end, or that of an `expect` or `free_ptes`,
+        which are the session's.
+        """
+        index = begin
+        while index < end:
+            with self._locked():
+                index, ours = self._run_slice(batch, index, min(end, index + SLICE_EVENTS))
+                self._publish()
+            if not ours:
+                break
+            while self._waiting:  # locks are not fair: let whoever waits have it
+                time.sleep(0.00005)
+        return index
+
+    def _run_slice(self, batch: ev.Batch, begin: int, end: int) -> tuple[int, bool]:
+        """Events [begin, end) with the lock held. Returns the index reached, and whether to go on."""
+        objects = self._objects_of(batch)
+        index = begin
+        while index < end:
+            start = index
+            index, why = run_events(
+                self._s,
+                batch.t,
+                batch.pid,
+                batch.op,
+                batch.addr,
+                batch.len,
+                batch.arg,
+                batch.err,
+                batch.ext,
+                objects,
+                index,
+                end,
+                not self.strict,
+                True,
+            )
+            self._count(batch.op[start:index])
+            if why == STOP_FULL:
+                pool = lo.POOL_NAMES[int(self._s.g[lo.G_FULL]) - 1]
+                raise BadInput(f"event {batch.first + index - 1}: the host's limit of {pool} is reached (see [host.limits])")
+            if why == STOP_CORRECTED:
+                self.corrections += 1
+            elif index < end:
+                if not self._event(batch, index):
+                    return index, False
+                self._count(batch.op[index : index + 1])
+                index += 1
+        if index > begin and batch.t[index - 1] >= 0:
+            self.time_ns = max(self.time_ns, int(batch.t[index - 1]))
+        return index, True
+
+    def _count(self, ops: npt.NDArray[np.uint8]) -> None:
+        for code, number in enumerate(np.bincount(ops).tolist()):
+            if number:
+                self.events_total[ev.OPS[code]] += number
+
+    def _event(self, batch: ev.Batch, i: int) -> bool:
+        """An event that kernels leave to Python. False where it is the session's."""
+        op, pid, arg = int(batch.op[i]), int(batch.pid[i]), int(batch.arg[i])
+        now = max(int(batch.t[i]), 0)
+        if op == ev.OP_EXEC:
+            self._exec(pid, batch.side[arg], now)
+        elif op == ev.OP_FORK:
+            self._fork(pid, arg, now)
+        elif op == ev.OP_EXIT:
+            self._exit(pid)
+        elif op in (ev.OP_THREAD, ev.OP_THREAD_EXIT):
+            process = self._processes.get(pid)
+            if process is not None:
+                (process.tids.add if op == ev.OP_THREAD else process.tids.discard)(arg)
+        else:
+            return False
+        return True
+
+    def _objects_of(self, batch: ev.Batch) -> npt.NDArray[np.int64]:
+        """int64: the S.obj record of each of the trace's paths; 0 for what is no object."""
+        known = self._objects.get(id(batch.paths))
+        if known is None:
+            known = np.zeros(0, dtype=np.int64)
+        if len(known) < len(batch.paths) or len(known) == 0:
+            new = [self._new_object(path) for path in batch.paths[len(known) :]]
+            known = np.concatenate([known, np.array(new, dtype=np.int64)])
+            self._objects[id(batch.paths)] = known
+        return known
+
+    def _new_object(self, path: str) -> int:
+        kind = kind_of_path(path)
+        if kind < 0:
+            return 0
+        obj = int(take_obj(self._s))
+        self._s.obj[obj, lo.O_KIND] = kind
+        self._s.obj[obj, lo.O_SIZE] = -1
+        self._s.obj[obj, lo.O_KNOWN] = int(kind == lo.OBJ_SHMEM)
+        self._s.obj[obj, lo.O_REFS] = 1  # the name's own: a path's object lives as long as its trace
+        self._object_names[obj] = path
+        return obj
+
+    # ---- processes ----------------------------------------------------------------------------
+
+    def _exec(self, pid: int, fields: dict[str, Any], now: int) -> None:
+        old = self._processes.get(pid)
+        if old is not None:
+            self._teardown(old)
+        mm = int(new_mm(self._s, pid, self.profile.flags))
+        given = {name: fields[name] for name in ("uid", "gid", "oom_score_adj") if fields.get(name) is not None}
+        process = Process(pid, mm, fields["comm"], list(fields.get("cmdline") or []), start_ns=now, **given)
+        if old is not None:
+            process.ppid, process.start_ns, process.exec_number = old.ppid, old.start_ns, old.exec_number + 1
+        self._processes[pid] = process
+        mark_dirty(self._s, mm)
+
+    def _fork(self, pid: int, child: int, now: int) -> None:
+        parent = self._processes.get(pid)
+        if parent is None:
+            self._s.g[lo.G_SKIPPED] += 1
+            return
+        mm = int(fork(self._s, parent.mm, child))
+        self._processes[child] = parent.child(child, mm, now)
+        mark_dirty(self._s, mm)
+
+    def _exit(self, pid: int) -> None:
+        process = self._processes.pop(pid, None)
+        if process is None:
+            self._s.g[lo.G_SKIPPED] += 1
+            return
+        self._teardown(process)
+
+    def _teardown(self, process: Process) -> None:
+        if self.on_teardown is not None:
+            self.on_teardown(process, counters.from_row(self._s.mm[process.mm]))
+        self._publish()  # a record in the list of changes may be another mm's next
+        self.ranking.set(process.pid, 0)
+        exit_mm(self._s, process.mm)
+
+    # ---- publication --------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock, for whoever runs events: others go first (see run)."""
+        with self.lock:
+            yield
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """The lock, for whoever comes in between two slices."""
+        self._waiting += 1
+        try:
+            self.lock.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def _publish(self) -> None:
+        s = self._s
+        top = int(s.g[lo.G_POOLS + lo.POOL_MM * lo.POOL_COLUMNS])
+        if top > len(self._published):
+            grown = np.zeros((max(top, 2 * len(self._published)), lo.MM_COLUMNS), dtype=np.int64)
+            grown[: len(self._published)] = self._published
+            self._published = grown
+        publish(s, self._seq, self._published)
+        changed = s.dirty[: int(s.g[lo.G_NDIRTY])]
+        for pid, empty, zero in s.mm[changed][:, (lo.M_PID, lo.M_EMPTY, lo.M_ZERO)].tolist():
+            if pid in self._processes:
+                self.ranking.set(pid, empty + zero)
+        forget_dirty(s)
+
+    def _read(self, index: Any) -> Any:
+        """A consistent copy of published rows."""
+        while True:
+            before = int(self._seq[0])
+            rows = self._published[index]
+            if before & 1 == 0 and int(self._seq[0]) == before:
+                return rows.copy()
+            time.sleep(0)
+
+    def published_rows(self) -> Any:
+        """int64[n, MM_COLUMNS]: rows of all mms as last published, ascending by pid."""
+        living = sorted((pid, process.mm) for pid, process in list(self._processes.items()))
+        limit = len(self._published)
+        return self._read([mm for _, mm in living if mm < limit])
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    def view(self) -> HostView:
+        """All mms as last published."""
+        return HostView(self, self.time_ns, self._rng)
+
+    def pids(self) -> list[int]:
+        """Living mms, ascending."""
+        return sorted(list(self._processes))
+
+    def process(self, pid: int) -> Process:
+        """NoSuchMm where there is none."""
+        try:
+            return self._processes[pid]
+        except KeyError:
+            raise NoSuchMm(f"no mm with pid {pid}") from None
+
+    def counters(self, pid: int) -> MmCounters:
+        """The mm's numbers as last published; never waits for a batch."""
+        return counters.from_row(self._read(self.process(pid).mm))
+
+    def vmas(self, pid: int) -> list[maps.VmaRow]:
+        """The mm's mappings, in order. Takes the lock."""
+        with self._asked():
+            return maps.rows(self._s, self.process(pid).mm, self._object_names)
+
+    @property
+    def outside(self) -> int:
+        """Accesses outside every mapping so far."""
+        return int(self._s.g[lo.G_OUTSIDE])
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Events that had no effect, by reason."""
+        g = self._s.g
+        names = {"no_mm": lo.G_SKIPPED, "refused": lo.G_REFUSED, "hugetlb": lo.G_HUGETLB, "outside": lo.G_OUTSIDE}
+        return {name: int(g[column]) for name, column in names.items()}
+
+    def validate(self) -> None:
+        """Recompute every counter from the entries; ValidationError where one differs."""
+        with self._asked():
+            for process in self._processes.values():
+                validate_mm(self._s, process.mm)
+
+    # ---- changing -----------------------------------------------------------------------------
+
+    def free_ptes(self, pid: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int]:
+        """Free empty and zero PTE pages of one mm, up to nbytes (None: all), and publish.
+
+        Returns (bytes of empty pages, bytes of zero pages) freed. NoSuchMm where there is no such mm.
+        """
+        left = (1 << 40) if nbytes is None else -(-nbytes // lo.PAGE)
+        empty = zero = 0
+        self.process(pid)
+        while left > 0:
+            with self._asked():
+                process = self._processes.get(pid)
+                if process is None:
+                    break
+                e, z = free_reclaimable(
+                    self._s, process.mm, Kinds.EMPTY in kinds, Kinds.ZERO in kinds, min(left, SLICE_PAGES)
+                )
+                mark_dirty(self._s, process.mm)
+                self._publish()
+            empty, zero, left = empty + e, zero + z, left - e - z
+            if e + z == 0:
+                break
+        return empty * lo.PAGE, zero * lo.PAGE
+
+    def set_unlocated(self, pid: int, pages: int) -> None:
+        """A snapshot could not place this many PTE pages of the mm: shown, never counted as freeable."""
+        with self._asked():
+            mm = self.process(pid).mm
+            self._s.mm[mm, lo.M_UNLOCATED] = pages
+            mark_dirty(self._s, mm)
+            self._publish()

@@ -1,0 +1,41 @@
+"""Mms by reclaimable bytes, kept in order as they change: the rbtree of the mail's outlook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sortedcontainers import SortedList
+
+
+class Ranking:
+    """Pids by falling number of reclaimable PTE pages; those with none are not in it."""
+
+    def __init__(self) -> None:
+        self._order: SortedList[tuple[int, int]] = SortedList()
+        self._pages: dict[int, int] = {}
+
+    def set(self, pid: int, pages: int) -> None:
+        """pid has this many reclaimable PTE pages now. O(log n)."""
+        old = self._pages.get(pid, 0)
+        if old == pages:
+            return
+        if old:
+            self._order.remove((-old, pid))
+        if pages:
+            self._order.add((-pages, pid))
+            self._pages[pid] = pages
+        else:
+            del self._pages[pid]
+
+    def __iter__(self) -> Iterator[int]:
+        """Pids, most pages first, ties by pid; safe while the ranking changes (some may then be missed)."""
+        index = 0
+        while True:
+            try:
+                yield self._order[index][1]
+            except IndexError:
+                return
+            index += 1
+
+    def __len__(self) -> int:
+        return len(self._order)

@@ -1,0 +1,224 @@
+"""What file and shmem mappings show: the page cache, fault-around, truncation. kernel-rules.md, section 3."""
+
+from __future__ import annotations
+
+from pterefd.engine import blocks
+from pterefd.engine.entries import apply
+from pterefd.engine.jit import kernel
+from pterefd.engine.layout import (
+    G_POOLS,
+    M_ALIVE,
+    O_CACHED,
+    O_KIND,
+    O_KNOWN,
+    O_SIZE,
+    OBJ_SHMEM,
+    OBJ_VDSO,
+    OBJ_VVAR,
+    POOL_COLUMNS,
+    POOL_MM,
+    T_FILL_FILE,
+    T_FILL_PFN,
+    T_FILL_SHMEM,
+    T_UNMAP_ALL,
+    T_UNMAP_FILE,
+    V_END,
+    V_OBJ,
+    V_PGOFF,
+    V_START,
+)
+from pterefd.engine.tables import make_page, make_pmd, span_index
+from pterefd.mm.unmap import change_range, note_rss
+from pterefd.mm.vma import vma_count, vma_record
+
+FAULT_AROUND_PAGES = 16  # fault_around_bytes / 4096
+
+
+@kernel
+def fill_of(s, o):
+    """The transition that maps a page of object o."""
+    kind = s.obj[o, O_KIND]
+    if kind == OBJ_SHMEM:
+        return T_FILL_SHMEM
+    if kind == OBJ_VVAR:
+        return T_FILL_PFN
+    return T_FILL_FILE
+
+
+@kernel
+def pages_in(s, o):
+    """Pages of the object: beyond them an access is SIGBUS."""
+    size = s.obj[o, O_SIZE]
+    if size < 0:
+        return 1 << 51
+    return (size + 4095) >> 12
+
+
+@kernel
+def cached_run(s, o, page):
+    """(start, end) of the run of cached pages at or after page; start >= end where there is none."""
+    if not s.obj[o, O_KNOWN]:
+        return page, pages_in(s, o)
+    k = blocks.find(s, s.obj, o, O_CACHED, page)
+    base = s.obj[o, O_CACHED]
+    if k >= 0 and s.val[base + k] > page:
+        return page, s.val[base + k]
+    if k + 1 < s.obj[o, O_CACHED + 1]:
+        return s.key[base + k + 1], s.val[base + k + 1]
+    return 0, 0
+
+
+@kernel
+def add_cached(s, o, begin, end):
+    """Pages [begin, end) of the object are in the page cache."""
+    if not s.obj[o, O_KNOWN] or begin >= end:
+        return
+    k = blocks.find(s, s.obj, o, O_CACHED, begin)
+    base = s.obj[o, O_CACHED]
+    if k >= 0 and s.val[base + k] >= begin:
+        begin = s.key[base + k]
+        end = max(end, s.val[base + k])
+    else:
+        k += 1
+    last = k
+    n = s.obj[o, O_CACHED + 1]
+    while last < n and s.key[base + last] <= end:
+        end = max(end, s.val[base + last])
+        last += 1
+    blocks.erase(s, s.obj, o, O_CACHED, k, last)
+    blocks.insert(s, s.obj, o, O_CACHED, k, begin, end)
+
+
+@kernel
+def drop_cached(s, o, begin, end):
+    """Pages [begin, end) of the object leave the page cache."""
+    if not s.obj[o, O_KNOWN]:
+        return
+    k = max(blocks.find(s, s.obj, o, O_CACHED, begin), 0)
+    while k < s.obj[o, O_CACHED + 1]:
+        base = s.obj[o, O_CACHED]
+        first = s.key[base + k]
+        last = s.val[base + k]
+        if first >= end:
+            break
+        if last <= begin:
+            k += 1
+            continue
+        blocks.erase(s, s.obj, o, O_CACHED, k, k + 1)
+        if first < begin:
+            blocks.insert(s, s.obj, o, O_CACHED, k, first, begin)
+            k += 1
+        if last > end:
+            blocks.insert(s, s.obj, o, O_CACHED, k, end, last)
+            k += 1
+
+
+@kernel
+def note_cache(s, o, offset, length):
+    """The trace says that these bytes are in the page cache; from the first time on it says all."""
+    s.obj[o, O_KNOWN] = 1
+    add_cached(s, o, offset >> 12, (offset + length + 4095) >> 12)
+
+
+@kernel
+def _fill(s, m, v, begin, end):
+    """Map the cached pages of mapping v among [begin, end) (pages of the address, one span) that are none."""
+    o = s.vma[v, V_OBJ]
+    shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> 12)
+    end = min(end, pages_in(s, o) - shift)
+    mapped = False
+    while begin < end:
+        first, last = cached_run(s, o, begin + shift)
+        first = max(first - shift, begin)
+        last = min(last - shift, end)
+        if first >= last:
+            break
+        t = make_page(s, m, first << 12)
+        i = span_index(first << 12)
+        apply(s, m, t, i, s.pmd[t, i], first & 511, ((last - 1) & 511) + 1, fill_of(s, o))
+        mapped = True
+        begin = last
+    return mapped
+
+
+@kernel
+def fault_around(s, m, v, addr):
+    """do_fault_around and filemap_map_pages: the cached pages of the window about addr. True where any.
+
+    The window starts at an address aligned to 16 pages, clamped to the mapping and the PTE page; its
+    length counts from the clamped start.
+    """
+    page = addr >> 12
+    index = page & 511
+    within = page - (s.vma[v, V_START] >> 12)
+    low = max(index & ~(FAULT_AROUND_PAGES - 1), index - min(index, within))
+    high = min(low + FAULT_AROUND_PAGES, 512)
+    high = min(high, index + (s.vma[v, V_END] >> 12) - page)
+    return _fill(s, m, v, page - index + low, page - index + high)
+
+
+@kernel
+def map_page(s, m, v, addr):
+    """finish_fault: one page of the object, put into the page cache where it was not."""
+    o = s.vma[v, V_OBJ]
+    page = (addr - s.vma[v, V_START] >> 12) + s.vma[v, V_PGOFF]
+    add_cached(s, o, page, page + 1)
+    t = make_page(s, m, addr)
+    i = span_index(addr)
+    j = (addr >> 12) & 511
+    apply(s, m, t, i, s.pmd[t, i], j, j + 1, fill_of(s, o))
+
+
+@kernel
+def beyond_end(s, v, addr):
+    """True where addr lies beyond the end of the mapping's object (SIGBUS)."""
+    o = s.vma[v, V_OBJ]
+    return (addr - s.vma[v, V_START] >> 12) + s.vma[v, V_PGOFF] >= pages_in(s, o)
+
+
+@kernel
+def read_fault(s, m, v, addr):
+    """do_read_fault of a page that is not mapped. False: SIGBUS, whose upper tables stay all the same."""
+    kind = s.obj[s.vma[v, V_OBJ], O_KIND]
+    make_pmd(s, m, addr)
+    if kind != OBJ_VDSO and kind != OBJ_VVAR:
+        fault_around(s, m, v, addr)
+    if beyond_end(s, v, addr):
+        return False
+    map_page(s, m, v, addr)
+    return True
+
+
+@kernel
+def _unmap_object(s, o, begin, end, transition):
+    """Pages [begin, end) of the object in every mapping of every mm: unmap_mapping_range."""
+    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
+    for m in range(1, top):
+        if not s.mm[m, M_ALIVE]:
+            continue
+        for k in range(vma_count(s, m)):
+            v = vma_record(s, m, k)
+            if s.vma[v, V_OBJ] != o:
+                continue
+            shift = (s.vma[v, V_START] >> 12) - s.vma[v, V_PGOFF]
+            low = max(s.vma[v, V_START], (begin + shift) << 12)
+            high = min(s.vma[v, V_END], min(end + shift, 1 << 40) << 12)
+            if low < high:
+                note_rss(s, m)
+                change_range(s, m, low, high, transition)
+
+
+@kernel
+def truncate(s, o, size):
+    """A file's new size in bytes: what lies beyond leaves cache and mappings, private copies too."""
+    s.obj[o, O_SIZE] = size
+    pages = (size + 4095) >> 12
+    drop_cached(s, o, pages, 1 << 51)
+    _unmap_object(s, o, pages, 1 << 51, T_UNMAP_ALL)
+
+
+@kernel
+def punch(s, o, begin, end):
+    """MADV_REMOVE of pages [begin, end): out of cache and mappings; private copies stay."""
+    drop_cached(s, o, begin, end)
+    _unmap_object(s, o, begin, end, T_UNMAP_FILE)

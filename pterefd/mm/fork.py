@@ -1,0 +1,182 @@
+"""fork and exit: kernel/fork.c dup_mmap, mm/memory.c copy_page_range. kernel-rules.md, sections 2.6 and 9."""
+
+from __future__ import annotations
+
+from pterefd.engine import blocks
+from pterefd.engine.entries import apply_one, entry_at, kind_of, new_page, note_kind
+from pterefd.engine.jit import kernel
+from pterefd.engine.layout import (
+    E_NONE,
+    E_STATE,
+    E_WP,
+    G_NEXT_ANON,
+    K_EMPTY,
+    M_ALIVE,
+    M_BRK,
+    M_E,
+    M_HIWATER_RSS,
+    M_PID,
+    M_PROFILE,
+    M_SLOTS,
+    M_STACK_ADDR,
+    M_START_BRK,
+    M_VMAS,
+    P_ENT,
+    P_REF,
+    PGD_SHIFT,
+    SLOT_SHIFT,
+    SPAN,
+    T_SET,
+    V_ANON,
+    V_CHAIN,
+    V_END,
+    V_FLAGS,
+    V_START,
+    VM_DONTCOPY,
+    VM_LOCKED_MASK,
+    VM_MAYBE_GUARD,
+    VM_PFNMAP,
+    VM_WIPEONFORK,
+)
+from pterefd.engine.pools import give_mm, take_mm
+from pterefd.engine.tables import (
+    entry_index,
+    free_all,
+    has_pud,
+    make_page,
+    make_pmd,
+    make_pud,
+    next_page,
+    pmd_of,
+    resident,
+    slot_at,
+    span_index,
+)
+from pterefd.mm.vma import account, copy_vma, drop_vma, pages_of, put_vma, vma_count, vma_record
+
+
+@kernel
+def new_mm(s, pid, profile):
+    """A fresh, empty mm of pid. Returns its record, 0 where the pool is full."""
+    m = take_mm(s)
+    s.mm[m, M_PID] = pid
+    s.mm[m, M_ALIVE] = 1
+    s.mm[m, M_PROFILE] = profile
+    s.pids[pid] = m
+    return m
+
+
+@kernel
+def exit_mm(s, m):
+    """exit_mmap: every mapping and table goes; the record is free again."""
+    free_all(s, m)
+    for k in range(vma_count(s, m)):
+        drop_vma(s, vma_record(s, m, k))
+    blocks.clear(s, s.mm, m, M_VMAS)
+    s.pids[s.mm[m, M_PID]] = 0
+    s.mm[m, M_ALIVE] = 0
+    give_mm(s, m)
+
+
+@kernel
+def _share_page(s, m, c, span):
+    """A PTE page that lies in one copied mapping alone: same entries in the child, its row shared."""
+    t = pmd_of(s, m, span)
+    i = span_index(span)
+    p = s.pmd[t, i]
+    u = make_pmd(s, c, span)
+    q = new_page(s, c, u, i, E_NONE)
+    e = s.pte[p, P_ENT]
+    ref = s.pte[p, P_REF]
+    s.pte[q, P_ENT] = e
+    s.pte[q, P_REF] = ref
+    if e > 0:
+        s.entref[e] += 1
+        for j in range(512):
+            s.mm[c, M_E + (s.ent[e, j] & E_STATE)] += 1
+    elif e < 0:
+        s.mm[c, M_E + (-e & E_STATE)] += 512
+    note_kind(s, c, u, i, K_EMPTY, kind_of(ref))
+
+
+@kernel
+def _copy_entries(s, m, c, low, high):
+    """Entries [low, high) of one span, into the child's page."""
+    p = s.pmd[pmd_of(s, m, low), span_index(low)]
+    u = make_page(s, c, low)
+    i = span_index(low)
+    q = s.pmd[u, i]
+    if s.pte[p, P_REF] == 0:
+        return
+    for j in range(entry_index(low), ((high - 1) >> 12 & 511) + 1):
+        code = entry_at(s, p, j)
+        if code != E_NONE and code != E_WP:
+            apply_one(s, c, u, i, q, j, T_SET + (code & E_STATE))
+
+
+@kernel
+def _copy_upper(s, m, c, start, end):
+    """PUD and PMD pages that the parent has within the mapping, also those with nothing below."""
+    for p in range(start >> PGD_SHIFT, ((end - 1) >> PGD_SHIFT) + 1):
+        if has_pud(s, m, p << PGD_SHIFT):
+            make_pud(s, c, p << PGD_SHIFT)
+    base = s.mm[m, M_SLOTS]
+    h = slot_at(s, m, start >> SLOT_SHIFT)
+    if h < 0 or s.key[base + h] < start >> SLOT_SHIFT:
+        h += 1
+    while h < s.mm[m, M_SLOTS + 1] and s.key[base + h] << SLOT_SHIFT < end:
+        make_pmd(s, c, s.key[base + h] << SLOT_SHIFT)
+        h += 1
+
+
+@kernel
+def _copy_tables(s, m, c, start, end):
+    """copy_page_range of one mapping."""
+    _copy_upper(s, m, c, start, end)
+    addr = next_page(s, m, start, end)
+    while addr < end:
+        span = addr & ~(SPAN - 1)
+        low = max(span, start)
+        high = min(span + SPAN, end)
+        if high - low == SPAN:
+            _share_page(s, m, c, span)
+        else:
+            _copy_entries(s, m, c, low, high)
+        addr = next_page(s, m, span + SPAN, end)
+
+
+@kernel
+def fork(s, m, pid):
+    """dup_mmap: the child's mm, pid its pid. Returns its record, 0 where the pool is full.
+
+    A mapping is copied with its tables where it has an anon_vma, a guard marker or raw frames
+    (vma_needs_copy); others stay without until they are touched.
+    """
+    c = new_mm(s, pid, s.mm[m, M_PROFILE])
+    if c == 0:
+        return 0
+    s.mm[c, M_START_BRK] = s.mm[m, M_START_BRK]
+    s.mm[c, M_BRK] = s.mm[m, M_BRK]
+    s.mm[c, M_STACK_ADDR] = s.mm[m, M_STACK_ADDR]
+    for k in range(vma_count(s, m)):
+        v = vma_record(s, m, k)
+        flags = s.vma[v, V_FLAGS]
+        if flags & VM_DONTCOPY:
+            continue
+        w = copy_vma(s, v)
+        s.vma[w, V_FLAGS] = flags & ~VM_LOCKED_MASK
+        put_vma(s, c, w)
+        account(s, c, s.vma[w, V_FLAGS], pages_of(s, w))
+        if flags & VM_WIPEONFORK:
+            s.vma[w, V_ANON] = 0
+            s.vma[w, V_CHAIN] = 0
+            continue
+        if s.vma[v, V_ANON]:
+            # anon_vma_fork: the parent's chain and an anon_vma of the child's own
+            s.vma[w, V_ANON] = s.g[G_NEXT_ANON]
+            s.g[G_NEXT_ANON] += 1
+            s.vma[w, V_CHAIN] = s.vma[v, V_CHAIN] + 1
+        if s.vma[v, V_ANON] or flags & (VM_PFNMAP | VM_MAYBE_GUARD):
+            _copy_tables(s, m, c, s.vma[v, V_START], s.vma[v, V_END])
+    s.mm[c, M_HIWATER_RSS] = resident(s, c)
+    return c

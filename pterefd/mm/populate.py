@@ -1,0 +1,153 @@
+"""Populate, mlock, mprotect: mm/gup.c, mm/mlock.c, mm/mprotect.c. kernel-rules.md, sections 2.1, 2.6, 9.
+
+A kernel that may fail returns the errno (positive), 0 where it succeeds; a part may be done then.
+"""
+
+from __future__ import annotations
+
+from pterefd.engine.jit import kernel
+from pterefd.engine.layout import (
+    PAGE,
+    SPAN,
+    V_ANON,
+    V_END,
+    V_FLAGS,
+    V_OBJ,
+    V_START,
+    VM_ACCESS,
+    VM_ACCOUNT,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_LOCKONFAULT,
+    VM_MAYBE_GUARD,
+    VM_NORESERVE,
+    VM_PFNMAP,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WRITE,
+)
+from pterefd.mm.fault import allows, fault_page, fill_span
+from pterefd.mm.vma import modify_range, prepare_anon, vma_at, vma_count, vma_first, vma_record
+
+ENOMEM = 12
+EFAULT = 14
+EINVAL = 22
+
+
+@kernel
+def fault_in(s, m, k, start, end, write):
+    """Pages [start, end) of the k-th mapping as if accessed; stops at the first that fails. True: all done."""
+    v = vma_record(s, m, k)
+    flags = s.vma[v, V_FLAGS]
+    if not allows(flags, write):
+        return False
+    addr = start
+    if s.vma[v, V_OBJ] < 0 and not flags & (VM_MAYBE_GUARD | VM_HUGETLB):
+        if write and start < end:
+            prepare_anon(s, m, k)
+        while addr < end:
+            high = min((addr & ~(SPAN - 1)) + SPAN, end)
+            fill_span(s, m, addr, high, write)
+            addr = high
+        return True
+    while addr < end:
+        if not fault_page(s, m, k, addr, write):
+            return False
+        addr += PAGE
+    return True
+
+
+@kernel
+def populate(s, m, start, end, keep_on):
+    """__mm_populate: write access where private and writable. keep_on: errors are ignored (mmap)."""
+    k = vma_first(s, m, start)
+    while k < vma_count(s, m):
+        v = vma_record(s, m, k)
+        if s.vma[v, V_START] >= end:
+            break
+        flags = s.vma[v, V_FLAGS]
+        low = max(start, s.vma[v, V_START])
+        high = min(end, s.vma[v, V_END])
+        if not flags & (VM_PFNMAP | VM_LOCKONFAULT):
+            write = flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+            if not fault_in(s, m, k, low, high, write) and not keep_on:
+                return ENOMEM
+        k += 1
+    return 0
+
+
+@kernel
+def _lock_flags(s, m, start, end, lock):
+    """apply_vma_lock_flags: every mapping up to the first hole. ENOMEM where there is one."""
+    k = vma_at(s, m, start)
+    if k < 0:
+        return ENOMEM
+    addr = start
+    while addr < end:
+        if k >= vma_count(s, m) or s.vma[vma_record(s, m, k), V_START] > addr:
+            return ENOMEM
+        v = vma_record(s, m, k)
+        piece = min(end, s.vma[v, V_END])
+        flags = s.vma[v, V_FLAGS]
+        wanted = (flags & ~VM_LOCKED_MASK) | lock
+        if wanted != flags and not flags & (VM_SPECIAL | VM_PFNMAP | VM_HUGETLB):
+            modify_range(s, m, k, addr, piece, wanted)
+            k = vma_at(s, m, piece - PAGE)
+        addr = piece
+        if k >= 0 and s.vma[vma_record(s, m, k), V_END] <= addr:
+            k += 1
+    return 0
+
+
+@kernel
+def mlock(s, m, start, end, onfault):
+    """mlock, mlock2: flags up to the first hole, then populate."""
+    error = _lock_flags(s, m, start, end, VM_LOCKED_MASK if onfault else VM_LOCKED)
+    if error:
+        return error
+    return populate(s, m, start, end, False)
+
+
+@kernel
+def munlock(s, m, start, end):
+    """munlock: the flags go up to the first hole; no entry changes."""
+    return _lock_flags(s, m, start, end, 0)
+
+
+@kernel
+def protected_flags(s, v, prot):
+    """mprotect_fixup: a mapping's flags with new protection, VM_ACCOUNT as it is charged."""
+    old = s.vma[v, V_FLAGS]
+    flags = (old & ~VM_ACCESS) | prot
+    if flags == old:
+        return old
+    if flags & VM_WRITE:
+        if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
+            flags |= VM_ACCOUNT
+    elif old & VM_ACCOUNT and s.vma[v, V_OBJ] < 0 and s.vma[v, V_ANON] == 0:
+        flags &= ~VM_ACCOUNT
+    return flags
+
+
+@kernel
+def mprotect(s, m, start, end, prot):
+    """do_mprotect_pkey: mapping by mapping up to the first hole; one that becomes writable while locked is populated."""
+    k = vma_at(s, m, start)
+    if k < 0:
+        return ENOMEM
+    addr = start
+    while addr < end:
+        k = vma_at(s, m, addr)
+        if k < 0:
+            return ENOMEM
+        v = vma_record(s, m, k)
+        piece = min(end, s.vma[v, V_END])
+        old = s.vma[v, V_FLAGS]
+        flags = protected_flags(s, v, prot)
+        if flags != old:
+            k = modify_range(s, m, k, addr, piece, flags)
+            if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and prot & VM_WRITE and not old & VM_LOCKONFAULT:
+                fault_in(s, m, k, addr, piece, True)
+        addr = piece
+    return 0

@@ -1,0 +1,331 @@
+"""mmap, brk and mremap: mm/mmap.c, mm/vma.c, mm/mremap.c. kernel-rules.md, sections 2.4, 2.5 and 9."""
+
+from __future__ import annotations
+
+from pterefd.engine.entries import apply_one, entry_at, kind_of, note_kind
+from pterefd.engine.jit import kernel
+from pterefd.engine.layout import (
+    E_NONE,
+    E_STATE,
+    K_NO_PAGE,
+    M_BRK,
+    M_DEF_FLAGS,
+    M_LOCKED_VM,
+    M_PROFILE,
+    M_START_BRK,
+    O_KIND,
+    O_KNOWN,
+    O_SIZE,
+    OBJ_DEV_ZERO,
+    OBJ_SHMEM,
+    OBJ_VDSO,
+    OBJ_VVAR,
+    P_REF,
+    PAGE,
+    PMD_PAGES,
+    SLOT,
+    SPAN,
+    T_SET,
+    T_UNMAP_ALL,
+    V_ANON,
+    V_CHAIN,
+    V_END,
+    V_FLAGS,
+    V_OBJ,
+    V_PGOFF,
+    V_START,
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_NORESERVE,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_STACK,
+    VM_WRITE,
+)
+from pterefd.engine.pools import take_obj
+from pterefd.engine.tables import (
+    entry_index,
+    link_pmd,
+    make_page,
+    make_pmd,
+    make_pud,
+    pmd_of,
+    span_index,
+    unlink_pmd,
+)
+from pterefd.mm.events import (
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_SHARED,
+    MAP_STACK,
+)
+from pterefd.mm.populate import populate
+from pterefd.mm.profile import PF_REALIGN
+from pterefd.mm.unmap import munmap, note_rss
+from pterefd.mm.vma import add_range, vma_at, vma_count, vma_first, vma_record
+
+# ---- mmap -------------------------------------------------------------------------------------
+
+
+@kernel
+def vm_flags(prot, flags):
+    """VM_* flags of a new mapping (calc_vm_prot_bits, calc_vm_flag_bits, accountable_mapping)."""
+    vm = prot
+    if flags & MAP_SHARED:
+        vm |= VM_SHARED
+    if flags & MAP_GROWSDOWN:
+        vm |= VM_GROWSDOWN
+    if flags & MAP_LOCKED:
+        vm |= VM_LOCKED
+    if flags & MAP_HUGETLB:
+        vm |= VM_HUGETLB
+    if flags & MAP_STACK and flags & MAP_GROWSDOWN:
+        vm |= VM_STACK
+    if flags & MAP_NORESERVE:
+        vm |= VM_NORESERVE
+    if vm & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE:
+        vm |= VM_ACCOUNT
+    return vm
+
+
+@kernel
+def mmap(s, m, start, end, prot, flags, obj, offset, file_size):
+    """mmap_region over whatever was there. obj: S.obj of the path, 0 without one; file_size: bytes, -1 unknown."""
+    munmap(s, m, start, end)
+    vm = vm_flags(prot, flags) | s.mm[m, M_DEF_FLAGS]
+    pgoff = offset >> 12
+    if obj > 0:
+        kind = s.obj[obj, O_KIND]
+        if kind == OBJ_DEV_ZERO:
+            obj = 0
+        elif kind == OBJ_VDSO:
+            vm |= VM_SPECIAL
+        elif kind == OBJ_VVAR:
+            vm |= VM_SPECIAL | VM_PFNMAP
+        elif file_size >= 0:
+            s.obj[obj, O_SIZE] = file_size
+    if obj == 0 and vm & VM_SHARED:
+        obj = take_obj(s)
+        s.obj[obj, O_KIND] = OBJ_SHMEM
+        s.obj[obj, O_KNOWN] = 1
+        s.obj[obj, O_SIZE] = end - start
+        pgoff = 0
+    elif obj == 0:
+        obj = -1
+        pgoff = start >> 12
+    add_range(s, m, start, end, vm, pgoff, obj, 0, 0, False, True)
+    if flags & MAP_POPULATE or vm & VM_LOCKED:
+        populate(s, m, start, end, True)
+
+
+# ---- brk --------------------------------------------------------------------------------------
+
+
+@kernel
+def brk(s, m, addr, start):
+    """The heap ends at addr. start: where it begins, 0 where the event does not say."""
+    if start and s.mm[m, M_START_BRK] == 0:
+        s.mm[m, M_START_BRK] = start
+        s.mm[m, M_BRK] = start
+        k = vma_at(s, m, start)
+        if k >= 0 and s.vma[vma_record(s, m, k), V_OBJ] < 0:
+            s.mm[m, M_BRK] = s.vma[vma_record(s, m, k), V_END]
+    old = s.mm[m, M_BRK]
+    if old == 0:
+        # a heap that the trace did not introduce: it begins where it is first seen to end
+        k = vma_first(s, m, addr - PAGE) if addr else 0
+        s.mm[m, M_START_BRK] = addr
+        s.mm[m, M_BRK] = addr
+        return
+    if addr < old:
+        munmap(s, m, addr, old)
+    elif addr > old:
+        flags = VM_READ | VM_WRITE | VM_ACCOUNT | s.mm[m, M_DEF_FLAGS]
+        add_range(s, m, old, addr, flags, old >> 12, -1, 0, 0, False, False)
+        if flags & VM_LOCKED:
+            populate(s, m, old, addr, True)
+    s.mm[m, M_BRK] = addr
+
+
+# ---- mremap -----------------------------------------------------------------------------------
+
+
+@kernel
+def _extent(old, new, end, size):
+    """get_extent: how far one step goes, to the next boundary of `size` in source or destination."""
+    step = ((old + size) & ~(size - 1)) - old
+    step = min(step, end - old)
+    return min(step, ((new + size) & ~(size - 1)) - new)
+
+
+@kernel
+def _move_page(s, m, old, new):
+    """move_normal_pmd: the PTE page itself goes to the new span, whatever it holds."""
+    t = pmd_of(s, m, old)
+    u = pmd_of(s, m, new)
+    i = span_index(old)
+    j = span_index(new)
+    p = s.pmd[t, i]
+    kind = kind_of(s.pte[p, P_REF])
+    note_kind(s, m, t, i, kind, K_NO_PAGE)
+    s.pmd[t, i] = 0
+    s.pmd[t, PMD_PAGES] -= 1
+    s.pmd[u, j] = p
+    s.pmd[u, PMD_PAGES] += 1
+    note_kind(s, m, u, j, K_NO_PAGE, kind)
+
+
+@kernel
+def _move_entries(s, m, old, new, length):
+    """move_ptes: entries one by one, after pte_alloc at the destination. The source page stays."""
+    t = pmd_of(s, m, old)
+    i = span_index(old)
+    u = make_page(s, m, new)
+    j = span_index(new)
+    p = s.pmd[t, i]
+    q = s.pmd[u, j]
+    if s.pte[p, P_REF] == 0:
+        return
+    a = entry_index(old)
+    b = entry_index(new)
+    for n in range(length >> 12):
+        code = entry_at(s, p, a + n)
+        if code != E_NONE:
+            apply_one(s, m, t, i, p, a + n, T_UNMAP_ALL)
+            apply_one(s, m, u, j, q, b + n, T_SET + (code & E_STATE))
+
+
+@kernel
+def _move_page_tables(s, m, old, new, length):
+    """move_page_tables: whole PMD pages, whole PTE pages, or entry by entry."""
+    end = old + length
+    while old < end:
+        step = _extent(old, new, end, SLOT)
+        t = pmd_of(s, m, old)
+        if t == 0:
+            old += step
+            new += step
+            continue
+        make_pud(s, m, new)
+        if step == SLOT and pmd_of(s, m, new) == 0:
+            link_pmd(s, m, new, unlink_pmd(s, m, old))
+            old += step
+            new += step
+            continue
+        step = _extent(old, new, end, SPAN)
+        if s.pmd[t, span_index(old)]:
+            u = make_pmd(s, m, new)
+            if step == SPAN and s.pmd[u, span_index(new)] == 0:
+                _move_page(s, m, old, new)
+            else:
+                _move_entries(s, m, old, new, step)
+        old += step
+        new += step
+
+
+@kernel
+def _free_below(s, m, addr, start):
+    """can_align_down's last test: nothing is mapped in [addr, start)."""
+    k = vma_first(s, m, addr)
+    return k >= vma_count(s, m) or s.vma[vma_record(s, m, k), V_START] >= start
+
+
+@kernel
+def _realigned(s, m, old, new, length, old_start, new_start):
+    """try_realign_addr: bytes by which both ends are rounded down to their spans, 0 where it may not."""
+    off = old & (SPAN - 1)
+    if not s.mm[m, M_PROFILE] & PF_REALIGN or off == 0 or off != new & (SPAN - 1) or length < SPAN - off:
+        return 0
+    if old_start != old or new_start != new:
+        return 0
+    if _free_below(s, m, old - off, old) and _free_below(s, m, new - off, new):
+        return off
+    return 0
+
+
+@kernel
+def _move(s, m, k, old, old_len, new, new_len, dontunmap):
+    """move_vma of [old, old + old_len) inside the k-th mapping; the destination is free."""
+    v = vma_record(s, m, k)
+    flags = s.vma[v, V_FLAGS]
+    obj = s.vma[v, V_OBJ]
+    anon = s.vma[v, V_ANON]
+    chain = s.vma[v, V_CHAIN]
+    old_start = s.vma[v, V_START]
+    old_end = s.vma[v, V_END]
+    pgoff = s.vma[v, V_PGOFF] + ((old - old_start) >> 12)
+    if obj < 0 and anon == 0:
+        pgoff = new >> 12
+    target = add_range(s, m, new, new + new_len, flags, pgoff, obj, anon, chain, chain > 1, True)
+    new_start = s.vma[vma_record(s, m, target), V_START]
+    length = min(old_len, new_len)
+    off = _realigned(s, m, old, new, length, old_start, new_start)
+    _move_page_tables(s, m, old - off, new - off, length + off)
+    if dontunmap:
+        source = vma_at(s, m, old)
+        w = vma_record(s, m, source)
+        if flags & VM_LOCKED:
+            s.mm[m, M_LOCKED_VM] -= (s.vma[w, V_END] - s.vma[w, V_START]) >> 12
+            s.vma[w, V_FLAGS] &= ~VM_LOCKED_MASK
+        if old_start == old and old_end == old + old_len and w != vma_record(s, m, vma_at(s, m, new)):
+            s.vma[w, V_ANON] = 0
+            s.vma[w, V_CHAIN] = 0
+    else:
+        munmap(s, m, old, old + old_len)
+    if flags & VM_LOCKED and new_len > old_len:
+        populate(s, m, new + old_len, new + new_len, True)
+
+
+@kernel
+def _grow(s, m, k, old, old_len, new_len):
+    """Growing in place: the new part merges with what follows (vma_merge_extend)."""
+    v = vma_record(s, m, k)
+    end = old + old_len
+    flags = s.vma[v, V_FLAGS]
+    pgoff = s.vma[v, V_PGOFF] + ((end - s.vma[v, V_START]) >> 12)
+    add_range(
+        s, m, end, old + new_len, flags, pgoff, s.vma[v, V_OBJ], s.vma[v, V_ANON], s.vma[v, V_CHAIN], False, True
+    )
+    if flags & VM_LOCKED:
+        populate(s, m, end, old + new_len, True)
+
+
+@kernel
+def mremap(s, m, old, old_len, new, new_len, dontunmap):
+    """mremap that succeeded: shrunk, grown or moved, as the addresses say; several mappings one by one."""
+    if new == old and not dontunmap:
+        if new_len < old_len:
+            munmap(s, m, old + new_len, old + old_len)
+        elif new_len > old_len:
+            k = vma_at(s, m, old)
+            if k >= 0:
+                _grow(s, m, k, old, old_len, new_len)
+        return
+    note_rss(s, m)
+    munmap(s, m, new, new + new_len)
+    if new_len < old_len and not dontunmap:
+        munmap(s, m, old + new_len, old + old_len)
+        old_len = new_len
+    end = old + old_len
+    addr = old
+    while addr < end:
+        k = vma_first(s, m, addr)
+        if k >= vma_count(s, m):
+            return
+        v = vma_record(s, m, k)
+        low = max(addr, s.vma[v, V_START])
+        if low >= end:
+            return
+        piece = min(end, s.vma[v, V_END])
+        length = piece - low
+        grown = new_len if low == old and piece == end else length
+        _move(s, m, k, low, length, new + (low - old), grown, dontunmap)
+        addr = piece

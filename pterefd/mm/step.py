@@ -1,0 +1,216 @@
+"""One batch of events, op by op. Runs without the interpreter until an event needs a decision."""
+
+from __future__ import annotations
+
+from pterefd.engine.entries import apply_one, entry_at
+from pterefd.engine.jit import kernel
+from pterefd.engine.layout import (
+    E_ANON,
+    E_GUARD,
+    E_STATE,
+    G_FULL,
+    G_NDIRTY,
+    G_POOLS,
+    G_SKIPPED,
+    M_ALIVE,
+    M_DIRTY,
+    M_LAST_FAULT,
+    PAGE,
+    POOL_COLUMNS,
+    POOL_MM,
+    SPAN,
+    T_DROP,
+    T_SET,
+    T_SWAP_OUT,
+    V_ANON,
+    V_END,
+    V_FLAGS,
+    VM_MAYBE_GUARD,
+)
+from pterefd.engine.tables import entry_index, make_page, pmd_of, span_index
+from pterefd.mm.advise import madvise
+from pterefd.mm.events import (
+    OP_BRK,
+    OP_CACHE,
+    OP_FAULT,
+    OP_MADVISE,
+    OP_MLOCK,
+    OP_MMAP,
+    OP_MPROTECT,
+    OP_MREMAP,
+    OP_MUNLOCK,
+    OP_MUNMAP,
+    OP_STATE,
+    OP_SWAP_OUT,
+    OP_TRUNCATE,
+    STATE_TABLES,
+    X_DONTUNMAP,
+    X_FILE_SIZE,
+    X_FLAGS,
+    X_NEW_ADDR,
+    X_NEW_LEN,
+    X_OFFSET,
+    X_PATH,
+    X_PROT,
+)
+from pterefd.mm.fault import fault_page, fault_range, mapping_for
+from pterefd.mm.files import note_cache, truncate
+from pterefd.mm.populate import mlock, mprotect, munlock
+from pterefd.mm.remap import brk, mmap, mremap
+from pterefd.mm.unmap import change_range, munmap, note_rss
+from pterefd.mm.vma import prepare_anon, vma_at, vma_record
+
+_MM_TOP = G_POOLS + POOL_MM * POOL_COLUMNS
+
+STOP_DONE = 0
+STOP_ASK = 1  # the event at the index is the caller's
+STOP_FULL = 2  # a pool ran out during the event before the index
+STOP_CORRECTED = 3  # the event at the index - 1, a `state`, changed something
+
+
+@kernel
+def mark_dirty(s, m):
+    """The mm's numbers are to be published."""
+    if s.mm[m, M_DIRTY] == 0:
+        s.mm[m, M_DIRTY] = 1
+        s.dirty[s.g[G_NDIRTY]] = m
+        s.g[G_NDIRTY] += 1
+
+
+@kernel
+def set_state(s, m, start, end, state, tables):
+    """`state`: the entries of [start, end) are what a snapshot says. True where something changed."""
+    changed = False
+    addr = start
+    while addr < end:
+        k = vma_at(s, m, addr)
+        if k < 0:
+            k = mapping_for(s, m, addr, end, True)
+        v = vma_record(s, m, k)
+        piece = min(end, s.vma[v, V_END])
+        if state == E_GUARD:
+            s.vma[v, V_FLAGS] |= VM_MAYBE_GUARD
+        if state >= E_ANON and s.vma[v, V_ANON] == 0 and (state == E_ANON or state == 5):
+            prepare_anon(s, m, k)
+        while addr < piece:
+            high = min((addr & ~(SPAN - 1)) + SPAN, piece)
+            if state != 0 or tables or pmd_of(s, m, addr):
+                changed |= _set_span(s, m, addr, high, state, tables)
+            addr = high
+    return changed
+
+
+@kernel
+def _set_span(s, m, addr, end, state, tables):
+    """Entries of one span; makes the tables that they need. True where something changed."""
+    t = pmd_of(s, m, addr)
+    i = span_index(addr)
+    changed = False
+    if t == 0 or s.pmd[t, i] == 0:
+        if state == 0 and not tables:
+            return False
+        changed = True
+        t = make_page(s, m, addr)
+    p = s.pmd[t, i]
+    for j in range(entry_index(addr), ((end - 1) >> 12 & 511) + 1):
+        if entry_at(s, p, j) & E_STATE != state:
+            apply_one(s, m, t, i, p, j, T_SET + state)
+            changed = True
+    return changed
+
+
+@kernel
+def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, imply, watch_state):
+    """Run events [begin, end) of a batch's columns. Returns (index of the first not run, STOP_*).
+
+    objects: int64, S.obj record of each path of the trace.  imply: an access outside every mapping is
+    taken as one to anonymous memory that the recording missed.  watch_state: return after a `state`
+    that changed something.
+    """
+    e = begin
+    m = 0
+    last_pid = -1
+    while e < end:
+        o = op[e]
+        if pid[e] != last_pid:
+            last_pid = pid[e]
+            m = s.pids[last_pid]
+            if m:
+                mark_dirty(s, m)
+        if o == OP_FAULT:
+            if m:
+                _fault_event(s, m, addr[e], length[e], arg[e] != 0, imply)
+                s.mm[m, M_LAST_FAULT] = t[e]
+            else:
+                s.g[G_SKIPPED] += 1
+        elif o > OP_TRUNCATE:
+            return e, STOP_ASK
+        elif o == OP_CACHE:
+            note_cache(s, objects[arg[e]], addr[e], length[e])
+        elif o == OP_TRUNCATE:
+            truncate(s, objects[arg[e]], length[e])
+            mark_all_dirty(s)
+        elif m:
+            changed = _call(s, m, o, addr[e], length[e], arg[e], err[e], ext, objects)
+            if changed and watch_state:
+                return e + 1, STOP_CORRECTED
+        else:
+            s.g[G_SKIPPED] += 1
+        e += 1
+        if s.g[G_FULL]:
+            return e, STOP_FULL
+    return e, STOP_DONE
+
+
+@kernel
+def mark_all_dirty(s):
+    """Something changed in mms that the event does not name."""
+    top = s.g[_MM_TOP]
+    for m in range(1, top):
+        if s.mm[m, M_ALIVE]:
+            mark_dirty(s, m)
+
+
+@kernel
+def _fault_event(s, m, addr, length, write, imply):
+    """`fault`: one page, or every page of a range."""
+    if length == PAGE:
+        k = mapping_for(s, m, addr, addr + PAGE, imply)
+        if k >= 0:
+            fault_page(s, m, k, addr, write)
+    else:
+        fault_range(s, m, addr, addr + length, write, imply)
+
+
+@kernel
+def _call(s, m, o, addr, length, arg, err, ext, objects):
+    """A system call, or what a snapshot says. True where a `state` changed something."""
+    end = addr + length
+    if o == OP_MADVISE:
+        madvise(s, m, addr, end, arg)
+    elif o == OP_MUNMAP:
+        munmap(s, m, addr, end)
+    elif o == OP_MPROTECT:
+        mprotect(s, m, addr, end, arg)
+    elif o == OP_MMAP:
+        if err == 0:
+            x = ext[arg]
+            obj = objects[x[X_PATH]] if x[X_PATH] >= 0 else 0
+            mmap(s, m, addr, end, x[X_PROT], x[X_FLAGS], obj, x[X_OFFSET], x[X_FILE_SIZE])
+    elif o == OP_MREMAP:
+        if err == 0:
+            x = ext[arg]
+            mremap(s, m, addr, length, x[X_NEW_ADDR], x[X_NEW_LEN], x[X_DONTUNMAP] != 0)
+    elif o == OP_BRK:
+        if err == 0:
+            brk(s, m, addr, arg)
+    elif o == OP_MLOCK:
+        mlock(s, m, addr, end, arg != 0)
+    elif o == OP_MUNLOCK:
+        munlock(s, m, addr, end)
+    elif o == OP_SWAP_OUT:
+        note_rss(s, m)
+        change_range(s, m, addr, end, T_DROP if arg else T_SWAP_OUT)
+    elif o == OP_STATE:
+        return set_state(s, m, addr, end, arg & (STATE_TABLES - 1), arg & STATE_TABLES != 0)
+    return False
