@@ -1,9 +1,10 @@
-"""Events on their way into a file: collected field by field, handed on as Arrow columns in order."""
+"""Events on their way into a file: collected one by one, as parts of columns, as the table of a row group."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,50 @@ def stored(name: str) -> pa.DataType:
 STORED = pa.schema([(name, stored(name)) for name in FIELD])
 
 
+class Part(NamedTuple):
+    """n events as columns, in the types of STORED; a field that none of them has is left out."""
+
+    arrays: Mapping[str, pa.Array]
+    n: int
+
+    def slice(self, begin: int, n: int) -> Part:
+        """The events [begin, begin + n), without a copy."""
+        return Part({name: array.slice(begin, n) for name, array in self.arrays.items()}, n)
+
+
+def join(parts: Sequence[Part]) -> Part:
+    """The events of all parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [name for name in FIELD if any(name in part.arrays for part in parts)]
+    return Part(
+        {name: pa.concat_arrays([_array(name, part) for part in parts]) for name in names},
+        sum(part.n for part in parts),
+    )
+
+
+def _array(name: str, part: Part) -> pa.Array:
+    return part.arrays[name] if name in part.arrays else _nulls(name, part.n)
+
+
+def _nulls(name: str, n: int) -> pa.Array:
+    """A column of nulls; most columns of most row groups are, so they share their memory."""
+    return _long_nulls(name).slice(0, n) if n <= _LONG else pa.nulls(n, stored(name))
+
+
+_LONG = 128 * 1024
+
+
+@cache
+def _long_nulls(name: str) -> pa.Array:
+    return pa.nulls(_LONG, stored(name))
+
+
+def as_table(part: Part) -> pa.Table:
+    """The part as a table of STORED, with nulls where a field is absent."""
+    return pa.table([_array(name, part) for name in FIELD], schema=STORED)
+
+
 class Pending:
     """Events that were added one by one, kept by shape (op, names of fields): what is alike becomes columns at once."""
 
@@ -42,8 +87,8 @@ class Pending:
         group[1].append(tuple(fields.values()))
         self.n += 1
 
-    def take(self) -> pa.Table:
-        """What was collected, as columns of STORED; nothing is left here. Arrow's errors: a value of a wrong type."""
+    def take(self) -> Part:
+        """What was collected; nothing is left here. Arrow's errors: a value of a wrong type."""
         ops = np.empty(self.n, dtype=np.int8)
         parts: dict[str, list[tuple[IntArray, pa.Array]]] = {}
         for shape, (numbers, events) in self._groups.items():
@@ -53,9 +98,9 @@ class Pending:
                 parts.setdefault(name, []).append((rows, value_array(name, values)))
         columns = {name: _spread(name, pieces, self.n) for name, pieces in parts.items()}
         columns["op"] = op_column(ops)
-        table = as_table(columns, self.n)
+        part = Part(columns, self.n)
         self.n, self._groups = 0, {}
-        return table
+        return part
 
 
 def _new_group(shape: tuple[str, ...]) -> tuple[list[int], list[tuple[Any, ...]]]:
@@ -71,14 +116,6 @@ def _new_group(shape: tuple[str, ...]) -> tuple[list[int], list[tuple[Any, ...]]
 def op_column(codes: npt.NDArray[Any]) -> pa.Array:
     """The op column of these OP_* codes."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int8)), _OP_WORDS)
-
-
-def as_table(columns: Mapping[str, pa.Array], n: int) -> pa.Table:
-    """A table of STORED, n long, with nulls where a field is absent."""
-    arrays = [
-        columns[name] if name in columns else pa.nulls(n, kind) for name, kind in zip(FIELD, STORED.types, strict=True)
-    ]
-    return pa.table(arrays, schema=STORED)
 
 
 def _spread(name: str, pieces: list[tuple[IntArray, pa.Array]], n: int) -> pa.Array:

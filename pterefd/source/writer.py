@@ -6,6 +6,7 @@ file can still be closed behind the last complete row group, and stays readable.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -16,17 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pterefd.errors import BadInput, Missing, Partly
 from pterefd.mm.events import OP_CODE
 from pterefd.source.meta import TraceMeta
-from pterefd.source.pending import Pending, as_table, op_column, stored, value_array
+from pterefd.source.pending import STORED, Part, Pending, as_table, join, op_column, stored, value_array
 from pterefd.source.schema import FIELD, INT, LIST, META_KEY, STR
+from pterefd.source.sink import EndRoom, Sink, bound
 from pterefd.source.trace import BATCH_EVENTS
 
 ROW_GROUP = BATCH_EVENTS
+_LEAST = 8 * 1024  # events: a row group that has no room is halved down to this
 _PENDING = 16 * 1024  # events added one by one before they become columns
 
 # Measured on 128k faults: deltas for the clock, byte planes for addresses, which compress well also when they are
@@ -66,23 +68,23 @@ class TraceWriter:
         self._force = force
         self._keep = keep
         self._pending = Pending()
-        self._tables: list[pa.Table] = []
+        self._parts: list[Part] = []
         self._waiting = 0
         refuse_existing(self.path, force)
-        schema = as_table({}, 0).schema.with_metadata({META_KEY: meta.to_json()})
+        schema = STORED.with_metadata({META_KEY: meta.to_json()})
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        self._end = _End(schema)
+        self._end = EndRoom(schema)
         self._open(schema)
 
     def _open(self, schema: pa.Schema) -> None:
         try:
-            self._file = open(self._temporary, "xb", buffering=0)  # noqa: SIM115
+            self._file = Sink(self._temporary)
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be written: {error.strerror}") from None
         try:
-            self._reserve(0)
+            self._file.reserve(self._end.size)
             self._parquet = pq.ParquetWriter(
-                self._file,
+                pa.PythonFile(self._file, mode="w"),
                 schema,
                 compression=_COMPRESSION,
                 use_dictionary=_DICTIONARIES,
@@ -90,7 +92,8 @@ class TraceWriter:
                 write_page_checksum=True,
             )
         except OSError as error:
-            self._drop()
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
             raise Missing(f"{self.path}: nothing written: {_reason(error)}") from None
 
     def __enter__(self) -> TraceWriter:
@@ -113,7 +116,7 @@ class TraceWriter:
         """
         self._pending.add(op, fields)
         if self._pending.n >= _PENDING:
-            self._add_table(self._pending.take())
+            self._add_part(self._pending.take())
 
     def add_columns(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """Add many events that all have the same fields: field name -> n values; op as names or OP_* codes (uint8).
@@ -130,36 +133,46 @@ class TraceWriter:
     def add_arrays(self, arrays: Mapping[str, pa.Array], n: int) -> None:
         """Add n events from Arrow columns, nulls where absent: those of a trace's Piece."""
         if self._pending.n:
-            self._add_table(self._pending.take())
-        self._add_table(as_table({name: _as_stored(name, array) for name, array in arrays.items()}, n))
+            self._add_part(self._pending.take())
+        self._add_part(Part({name: _as_stored(name, array) for name, array in arrays.items()}, n))
 
-    def _add_table(self, table: pa.Table) -> None:
+    def _add_part(self, part: Part) -> None:
         if self.closed:
             raise ValueError("the trace writer is closed")
-        self._tables.append(table)
-        self._waiting += len(table)
-        while self._waiting >= ROW_GROUP:
-            self._write_group(ROW_GROUP)
+        for begin in range(0, part.n, ROW_GROUP):
+            self._parts.append(part.slice(begin, min(ROW_GROUP, part.n - begin)))
+            self._waiting += self._parts[-1].n
+            if self._waiting >= ROW_GROUP:
+                self._write_waiting(ROW_GROUP)
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def _write_group(self, rows: int) -> None:
-        """Write the first rows that wait as one row group; where there is no room, end the file before it."""
-        waiting = pa.concat_tables(self._tables)
-        group = _compact(waiting.slice(0, rows).combine_chunks())
-        self._tables = [waiting.slice(rows)] if len(waiting) > rows else []
+    def _write_waiting(self, rows: int) -> None:
+        """Write the first of the events that wait as one row group."""
+        waiting = join(self._parts)
+        self._parts = [waiting.slice(rows, waiting.n - rows)] if waiting.n > rows else []
         self._waiting -= rows
-        try:
-            self._reserve(_bound(group) + self._end.grow(group))
-        except OSError as error:
-            self._full(error)
-        self._parquet.write_table(group, row_group_size=rows)
-        self.events += rows
+        self._write_group(_compact(as_table(waiting.slice(0, rows))))
 
-    def _reserve(self, size: int) -> None:
-        """Make sure that `size` bytes more, and the file's end, have room."""
-        begin = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
-        os.posix_fallocate(self._file.fileno(), begin, size + self._end.size)
+    def _write_group(self, group: pa.Table) -> None:
+        """Write a row group; where there is not room for all of it, its first half, and so on, then end the file."""
+        rows = len(group)
+        end = self._end.group(group)
+        try:
+            self._file.reserve(bound(group) + end + self._end.size)
+        except OSError as error:
+            if rows < _LEAST:
+                self._full(error)
+            self._write_group(group.slice(0, rows // 2))
+            self._write_group(group.slice(rows // 2))
+            return
+        self._end.size += end
+        try:
+            self._parquet.write_table(group, row_group_size=rows)
+        except OSError as error:  # not for want of room: the file cannot be relied on
+            self.abort()
+            raise Missing(f"{self.path}: nothing written: {_reason(error)}") from None
+        self.events += rows
 
     def _full(self, error: OSError) -> None:
         """No room for a row group: keep the file up to it, or nothing."""
@@ -175,9 +188,7 @@ class TraceWriter:
         self.closed = True
         try:
             self._parquet.close()
-            self._file.truncate()  # at the position: gives back what was reserved
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self._file.finish()
             refuse_existing(self.path, self._force)
             os.replace(self._temporary, self.path)
         except OSError as error:
@@ -188,6 +199,9 @@ class TraceWriter:
             raise
 
     def _drop(self) -> None:
+        self._file.discard()
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._parquet.close()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -199,9 +213,9 @@ class TraceWriter:
         if self.closed:
             return
         if self._pending.n:
-            self._add_table(self._pending.take())
+            self._add_part(self._pending.take())
         if self._waiting:
-            self._write_group(self._waiting)
+            self._write_waiting(self._waiting)
         self._finish()
 
     def abort(self) -> None:
@@ -209,31 +223,6 @@ class TraceWriter:
         if not self.closed:
             self.closed = True
             self._drop()
-
-
-class _End:
-    """How long the end of a Parquet file can become: its schema twice, and for each row group what its columns say."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._strings = [index for index, kind in enumerate(schema.types) if not pa.types.is_primitive(kind)]
-        self._group = 400 * len(schema)  # measured: 130 to 200 bytes a column
-        self.size = 64 * 1024 + 4 * len((schema.metadata or {}).get(META_KEY, b""))
-
-    def grow(self, table: pa.Table) -> int:
-        """Count one more row group in; returns by how much the end grew."""
-        more = self._group
-        for index in self._strings:
-            column = table.column(index)
-            if column.null_count < len(column) and pa.types.is_string(column.type):
-                # least and greatest value, each stored twice; longer ones than 4096 bytes are left out
-                more += 4 * min(4096, pc.max(pc.binary_length(column)).as_py())
-        self.size += more
-        return more
-
-
-def _bound(table: pa.Table) -> int:
-    """Bytes that a row group takes at most: its values as they are, page headers, and what will not compress."""
-    return int(table.nbytes * 1.05) + 1024 * table.num_columns
 
 
 def _compact(group: pa.Table) -> pa.Table:
