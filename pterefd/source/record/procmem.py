@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -70,9 +70,16 @@ def read_maps(tid: int) -> list[Map]:
         return list(parse_maps(file))
 
 
-def parse_maps(lines: Iterator[str] | object) -> Iterator[Map]:
+def count_maps(tid: int) -> int:
+    """How many mappings there are, without [vsyscall]."""
+    with open(f"/proc/{tid}/maps", "rb") as file:
+        text = file.read()
+    return text.count(b"\n") - text.endswith(b"[vsyscall]\n")
+
+
+def parse_maps(lines: Iterable[str]) -> Iterator[Map]:
     """Lines of maps as Map; [vsyscall] is left out. ValueError for anything else."""
-    for line in lines:  # type: ignore[attr-defined]
+    for line in lines:
         parts = line.rstrip("\n").split(None, 5)
         start, end = parts[0].split("-")
         path = parts[5] if len(parts) > 5 else ""
@@ -218,13 +225,13 @@ class Entries:
         """Page-table pages that these entries need: spans + GiB slots + PGD slots (kernel-rules: 1)."""
         return sum(_slots(self.start, self.end, shift) for shift in (SPAN_SHIFT, GIB_SHIFT, PGD_SHIFT))
 
-    def state_rows(self, shared_anonymous: Iterator[tuple[int, int]] | list[tuple[int, int]] = ()) -> list[StateRow]:
+    def state_rows(self, shmem_ranges: Iterable[tuple[int, int]] = ()) -> list[StateRow]:
         """The runs as (start, end, entry) with the format's names; neighbours of one kind are joined.
 
-        shared_anonymous: ranges [start, end) whose file pages are shmem's.
+        shmem_ranges: ranges [start, end) whose file pages are shmem's.
         """
         rows: list[StateRow] = []
-        shmem = sorted(shared_anonymous)
+        shmem = sorted(shmem_ranges)
         for start, end, bits in zip(self.start.tolist(), self.end.tolist(), self.categories.tolist(), strict=True):
             entry = entry_name(bits)
             for low, high, kind in _shmem_pieces(start, end, shmem) if entry == "file" else [(start, end, entry)]:
@@ -337,7 +344,7 @@ def _scan(fd: int) -> Entries:
         )
         count = fcntl.ioctl(fd, PAGEMAP_SCAN, argument)
         if count:
-            parts.append(np.frombuffer(buffer, dtype=_REGION, count=count).copy())
+            parts.append(np.frombuffer(memoryview(buffer).cast("B"), dtype=_REGION, count=count).copy())
         walked = _SCAN_ARG.unpack(argument)[4]
         if count < _REGIONS or walked <= at:
             break
@@ -403,10 +410,9 @@ def read_checkpoint(tid: int) -> Checkpoint | None:
         status = read_status(tid)
         if "VmPTE" not in status.kb:
             return None
-        maps = read_maps(tid)
         fields = dict(status.kb)
-        fields["vmas"] = len(maps)
-        entries = read_entries(tid, maps)
+        fields["vmas"] = count_maps(tid)
+        entries = read_entries(tid)
     except (FileNotFoundError, ProcessLookupError):
         return None
     except OSError as error:

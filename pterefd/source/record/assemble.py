@@ -1,0 +1,227 @@
+"""perf's samples and the tracer's marks, put together as the events of a trace."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pterefd.source.record.calls import PAGE, USER_END, Translator, pair_calls
+from pterefd.source.record.lives import NOBODY, Checkpoint, Exec, Lives
+from pterefd.source.record.marks import Marks, Snapshot
+from pterefd.source.record.perf import FAULTS
+from pterefd.source.record.perfdata import MMAP2, PerfData
+from pterefd.source.record.table import ABSENT, FIRST, ROWS, Group, Table
+
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_FAULT_WRITE = 2  # X86_PF_WRITE
+
+
+@dataclass(slots=True)
+class Assembled:
+    """A recording's events, and what there is to say about it.
+
+    begin: the time (CLOCK_MONOTONIC, ns) that is 0 in the trace.  unmodelled: calls without an op, by name.
+    dropped_faults: accesses that the kernel refused.
+    """
+
+    table: Table
+    begin: int
+    lost: int = 0
+    untraced: int = 0
+    stranded: int = 0
+    dropped_faults: int = 0
+    unmodelled: dict[str, int] = field(default_factory=dict)
+
+
+def assemble(data: PerfData, marks: Marks, roots: list[int]) -> Assembled:
+    """Bring everything into one table. roots: the processes that the recording began with."""
+    table = Table()
+    end = marks.end or None
+    sides = [side for side in data.sides if end is None or side.t <= end]
+    lives = Lives(marks, sides, roots)
+    begin = min((mark.t for mark in marks.execs), default=0)
+    for new in lives.execs:
+        add_snapshot(table, new)
+    for row in lives.rows:
+        table.add(row.t, row.op, ROWS, pid=row.pid, **row.fields)
+    _add_checkpoints(table, lives.checkpoints)
+    pids = lives.pids(data.samples.tid, data.samples.t)
+    if end is not None:
+        pids[data.samples.t > end] = NOBODY
+    dropped = _add_faults(table, data, pids, marks)
+    translator = Translator(data, table, FileSizes().of)
+    translator.translate(pair_calls(data, pids), [side for side in sides if side.kind == MMAP2])
+    return Assembled(table, begin, data.lost, lives.untraced, lives.stranded, dropped, translator.unmodelled)
+
+
+class FileSizes:
+    """Sizes of files that were mapped, read once each, after the fact."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], int] = {}
+
+    def of(self, path: str, inode: int) -> int:
+        """Size of the file of that name, if it still is the one with that inode; else ABSENT."""
+        key = (path, inode)
+        if key not in self._known:
+            self._known[key] = ABSENT
+            if path.startswith("/") and inode:
+                try:
+                    found = os.stat(path)
+                except (OSError, ValueError):
+                    return ABSENT
+                if found.st_ino == inode:
+                    self._known[key] = found.st_size
+        return self._known[key]
+
+
+# ---- snapshots -----------------------------------------------------------------------------------
+
+
+def add_snapshot(table: Table, new: Exec) -> None:
+    """An exec with its mappings, its entries and its heap, all of one time and in this order."""
+    t, pid, snapshot = new.t, new.pid, new.mark.snapshot
+    owner = {"uid": snapshot.uid, "gid": snapshot.gid, "oom_score_adj": snapshot.oom_score_adj}
+    table.add(t, "exec", FIRST, pid=pid, comm=snapshot.comm, cmdline=snapshot.cmdline, **owner)
+    late = []
+    for mapping in snapshot.maps:
+        start, length = mapping.start, mapping.end - mapping.start
+        set_flags = snapshot.flags.get(start, frozenset())
+        prot, flags = mapping.prot, map_flags(mapping.perms, mapping.path, set_flags, bool(mapping.inode))
+        if "ac" in set_flags and "w" not in prot and not mapping.shared:
+            # it was writable when it was accounted (VM_ACCOUNT), which it still is
+            late.append((start, length, prot))
+            prot = f"{prot[0]}w{prot[2]}"
+        place = {"addr": start, "len": length, "prot": prot, "flags": flags}
+        offset = mapping.offset if mapping.inode else ABSENT
+        file = {"path": mapping.path or None, "offset": offset, "file_size": snapshot.sizes.get(start, ABSENT)}
+        table.add(t, "mmap", FIRST, pid=pid, **place, **file)
+        for advice in advice_of(set_flags):
+            table.add(t, "madvise", FIRST, pid=pid, addr=start, len=length, advice=advice)
+    for row in snapshot.state:
+        table.add(t, "state", FIRST, pid=pid, addr=row.start, len=row.end - row.start, entry=row.entry)
+    for start, length, prot in late:
+        table.add(t, "mprotect", FIRST, pid=pid, addr=start, len=length, prot=prot)
+    for mapping in snapshot.maps:  # behind the entries, since locking makes entries where there are none
+        if "lo" in snapshot.flags.get(mapping.start, ()):
+            table.add(t, "mlock", FIRST, pid=pid, addr=mapping.start, len=mapping.end - mapping.start)
+    _add_heap(table, t, pid, snapshot)
+
+
+def map_flags(perms: str, path: str, set_flags: frozenset[str], is_file: bool) -> str:
+    """The format's flags of a line of maps and its VmFlags."""
+    names = ["shared" if perms[3] == "s" else "private"]
+    if not is_file:
+        names.append("anonymous")
+    if "nr" in set_flags:
+        names.append("noreserve")
+    if "gd" in set_flags or path == "[stack]":
+        names.append("growsdown")
+    if "ht" in set_flags:
+        names.append("hugetlb")
+    if path == "[stack]":
+        names.append("stack")
+    if path == "[heap]":
+        names.append("heap")
+    return ",".join(names)
+
+
+_ADVICE_FLAGS = (("dc", "dontfork"), ("wf", "wipeonfork"), ("hg", "hugepage"), ("nh", "nohugepage"))
+
+
+def advice_of(set_flags: frozenset[str]) -> list[str]:
+    """Advice that a mapping has been given, by its VmFlags, of what decides how it merges and forks."""
+    return [name for flag, name in _ADVICE_FLAGS if flag in set_flags]
+
+
+def _add_heap(table: Table, t: int, pid: int, snapshot: Snapshot) -> None:
+    """Where the heap begins, and where it ends now: at the end of its mapping, where it has one."""
+    start = -(-snapshot.brk_start // PAGE) * PAGE
+    if start:
+        heap = [mapping.end for mapping in snapshot.maps if mapping.path == "[heap]"]
+        table.add(t, "brk", FIRST, pid=pid, addr=max([start, *heap]), start=start)
+
+
+def _add_checkpoints(table: Table, checkpoints: list[Checkpoint]) -> None:
+    """`expect` rows, each behind what went to swap since the last."""
+    before: dict[int, set[tuple[int, int]]] = defaultdict(set)
+    for checkpoint in checkpoints:
+        swapped = set(checkpoint.mark.swapped)
+        for start, end in sorted(swapped - before[checkpoint.pid]):
+            table.add(checkpoint.t, "swap_out", ROWS, pid=checkpoint.pid, addr=start, len=end - start)
+        before[checkpoint.pid] = swapped
+        table.add(checkpoint.t, "expect", ROWS, pid=checkpoint.pid, **checkpoint.mark.fields)
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+def _add_faults(table: Table, data: PerfData, pids: npt.NDArray[np.int32], marks: Marks) -> int:
+    """Faults of user addresses, less those that mapped nothing; returns how many of these there were."""
+    rows, page, error = _faults(data, pids)
+    drop = _refused(data, rows, page, marks) | _repeated(data, rows, page, error, marks)
+    keep = ~drop
+    rows, page, error = rows[keep], page[keep], error[keep]
+    write = (error & _FAULT_WRITE) // _FAULT_WRITE
+    columns = {"pid": pids[rows].astype(np.int64), "addr": page, "write": write}
+    table.add_group(Group("fault", data.samples.t[rows], columns))
+    return int(drop.sum())
+
+
+def _faults(data: PerfData, pids: npt.NDArray[np.int32]) -> tuple[I64, I64, I64]:
+    """Sample rows of all faults that are booked on somebody, in the order of time, their pages and error codes."""
+    parts = []
+    for name in FAULTS:
+        for index in data.event_indices(name):
+            rows = np.flatnonzero((data.samples.event == index) & (pids != NOBODY))
+            address = data.gather(name, "address", rows)
+            user = (address >= 0) & (address < USER_END)
+            rows, address = rows[user], address[user]
+            parts.append((rows, address & -PAGE, data.gather(name, "error_code", rows)))
+    rows, page, error = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    order = np.argsort(rows, kind="stable")
+    return rows[order], page[order], error[order]
+
+
+def _by_task(data: PerfData, rows: I64, tids: set[int]) -> dict[int, I64]:
+    """For each task, the places in `rows` of its samples."""
+    tid = data.samples.tid[rows]
+    return {task: np.flatnonzero(tid == task) for task in tids}
+
+
+def _refused(data: PerfData, rows: I64, page: I64, marks: Marks) -> Mask:
+    """Faults that were answered with SIGSEGV: of each, the last on that page before the signal."""
+    drop = np.zeros(len(rows), dtype=np.bool_)
+    places = _by_task(data, rows, {mark.tid for mark in marks.refused})
+    t = data.samples.t[rows]
+    for mark in marks.refused:
+        own = places[mark.tid]
+        last = int(np.searchsorted(t[own], mark.t)) - 1
+        if last >= 0 and page[own[last]] == mark.addr:
+            drop[own[last]] = True
+    return drop
+
+
+def _repeated(data: PerfData, rows: I64, page: I64, error: I64, marks: Marks) -> Mask:
+    """Faults that a stop for a checkpoint broke off, and that were made again after it.
+
+    A fault that waits for the disk is given up when its task is to stop (mm/filemap.c VM_FAULT_RETRY,
+    fault_signal_pending): at the checkpoint it has mapped nothing yet.
+    """
+    drop = np.zeros(len(rows), dtype=np.bool_)
+    stops = [(mark.t, tid) for mark in marks.checkpoints for tid in mark.stopped]
+    places = _by_task(data, rows, {tid for _, tid in stops})
+    t = data.samples.t[rows]
+    for moment, tid in stops:
+        own = places[tid]
+        after = int(np.searchsorted(t[own], moment))
+        if 0 < after < len(own):
+            one, other = own[after - 1], own[after]
+            drop[one] |= page[one] == page[other] and error[one] == error[other]
+    return drop

@@ -1,0 +1,113 @@
+"""What is known of the machine on which something is recorded: the trace's metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import mmap
+import os
+import platform
+from pathlib import Path
+
+from pterefd.errors import Missing
+from pterefd.source.meta import TraceMeta
+from pterefd.source.record import procmem, ptrace
+
+THP_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+FAULT_AROUND = Path("/sys/kernel/debug/fault_around_bytes")
+# Options that decide how tables and entries change (docs/trace-format.md).
+CONFIG_OPTIONS = (
+    "PT_RECLAIM",
+    "TRANSPARENT_HUGEPAGE",
+    "PGTABLE_LEVELS",
+    "LRU_GEN",
+    "KSM",
+    "USERFAULTFD",
+    "MEM_SOFT_DIRTY",
+    "ANON_VMA_NAME",
+)
+
+
+def check_arch() -> None:
+    """Missing: this is no x86_64 with pages of 4 KiB."""
+    if platform.machine() != "x86_64":
+        raise Missing(f"recording works on x86_64 only, this is {platform.machine()}")
+    if mmap.PAGESIZE != procmem.PAGE:
+        raise Missing(f"recording works with pages of 4096 bytes only, here they have {mmap.PAGESIZE}")
+
+
+def metadata(*, thp: str, command: list[str] | None, perf_version: str | None) -> TraceMeta:
+    """Metadata of a recording made here and now. thp: as TraceMeta has it."""
+    return TraceMeta(
+        arch=platform.machine(),
+        page_size=mmap.PAGESIZE,
+        kernel_release=platform.release(),
+        kernel_config=kernel_config(),
+        thp=thp,
+        memory_bytes=memory_bytes(),
+        fault_around_bytes=fault_around_bytes(),
+        command=command,
+        perf_version=perf_version,
+    )
+
+
+def memory_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def fault_around_bytes() -> int | None:
+    """How much a file fault maps around it, where debugfs shows it."""
+    try:
+        return int(FAULT_AROUND.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def thp_mode() -> str:
+    """The machine's setting of transparent huge pages: always, madvise or never ("never" without them)."""
+    try:
+        return THP_ENABLED.read_text().partition("[")[2].partition("]")[0] or "never"
+    except OSError:
+        return "never"
+
+
+def kernel_config() -> dict[str, str | bool | int]:
+    """The options of CONFIG_OPTIONS: true, false or the value. PT_RECLAIM is probed where no configuration is shown."""
+    text = _config_text()
+    if text is None:
+        return {"PT_RECLAIM": probe_pt_reclaim()}
+    found: dict[str, str | bool | int] = {}
+    values = dict(line.split("=", 1) for line in text.splitlines() if line.startswith("CONFIG_") and "=" in line)
+    for name in CONFIG_OPTIONS:
+        value = values.get(f"CONFIG_{name}")
+        found[name] = int(value) if value is not None and value.isdigit() else value == "y"
+    return found
+
+
+def _config_text() -> str | None:
+    with contextlib.suppress(OSError), gzip.open("/proc/config.gz", "rt") as file:
+        return file.read()
+    with contextlib.suppress(OSError):
+        return Path(f"/boot/config-{platform.release()}").read_text()
+    return None
+
+
+def probe_pt_reclaim() -> bool:
+    """Whether MADV_DONTNEED of a whole span frees its PTE page here: tried out on a mapping of one's own."""
+    span = 1 << procmem.SPAN_SHIFT
+    pid = os.fork()
+    if pid:
+        _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status) == 1
+    try:
+        ptrace.disable_thp()
+        memory = mmap.mmap(-1, 4 * span, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for at in range(0, 4 * span, procmem.PAGE):
+            memory[at] = 1
+        before = procmem.read_status(os.getpid()).kb["VmPTE"]
+        memory.madvise(mmap.MADV_DONTNEED)
+        after = procmem.read_status(os.getpid()).kb["VmPTE"]
+        os._exit(1 if before - after >= 8 else 0)
+    finally:
+        os._exit(2)
