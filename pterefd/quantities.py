@@ -26,12 +26,10 @@ def _split(text: str, what: str, example: str) -> tuple[float, str]:
 
 
 def seconds(text: str) -> float:
-    """Seconds of a duration: `200ms`, `1.5s`, `2m`; a bare number is seconds. Greater than 0."""
+    """Seconds of a duration: `200ms`, `1.5s`, `2m`; a bare number is seconds."""
     number, unit = _split(text, "a duration", "200ms or 1s")
     if unit not in _SECONDS:
         raise BadInput(f"{text!r}: unknown unit {unit!r} of time (known: us, ms, s, m)")
-    if number == 0:
-        raise BadInput(f"{text!r}: a duration must be greater than 0")
     return number * _SECONDS[unit]
 
 

@@ -20,7 +20,7 @@ EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselv
     "--checkpoint-every",
     type=Quantity("duration", quantities.seconds),
     metavar="DURATION",
-    help="Stop the process for exact checkpoints at this interval, such as 200ms; always before each exit.",
+    help="Between exact checkpoints, for which a process is stopped; one before each exit.  [default: 200ms; 0: none]",
 )
 @click.option(
     "--thp",

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pterefd.cli.options import FILE
-from pterefd.errors import BadInput
+from pterefd import quantities
+from pterefd.cli.options import FILE, print_json, progress
+
+if TYPE_CHECKING:
+    from pterefd.session.check import CheckOptions, FileResult
+    from pterefd.session.report import MmRow
+
+MOST_DIFFERENCES = 20  # of a file that are shown; --json has all
+
+# Title and text of each column of the table; sizes in kB.
+COLUMNS = (
+    ("pid", lambda row: str(row.pid)),
+    ("exec", lambda row: str(row.exec_number)),
+    ("VmPTE", lambda row: str(row.VmPTE)),
+    ("RssAnon", lambda row: str(row.RssAnon)),
+    ("RssFile", lambda row: str(row.RssFile)),
+    ("RssShmem", lambda row: str(row.RssShmem)),
+    ("VmSwap", lambda row: str(row.VmSwap)),
+    ("empty", lambda row: str(row.empty_bytes >> 10)),
+    ("zero", lambda row: str(row.zero_bytes >> 10)),
+    ("reclaimable", lambda row: str(row.reclaimable_pt_bytes >> 10)),
+    ("peak VmPTE", lambda row: str(row.peak_VmPTE)),
+    ("peak reclaimable", lambda row: str(row.peak_reclaimable_pt_bytes >> 10)),
+)
 
 
 @click.command("replay")
@@ -27,7 +52,68 @@ def command(
     strict: bool,
     as_json: bool,
 ) -> int:
-    """Replay each FILE on a host of its own and show every mm at its end and at its peak."""
-    if not check and (fields or tolerances):
+    """Replay each FILE on a host of its own and show every mm at its end and at its peak, in kB.
+
+    With --check the last line for a file is `FILE: N checkpoints, M differ`. Every file is tried.
+    """
+    if not check and (fields is not None or tolerances):
         raise click.UsageError("--fields and --tolerance go with --check")
-    raise BadInput("not here yet")
+    from pterefd.session import check as session
+
+    options = _options(fields, tolerances) if check else None
+    results = []
+    for file in files:
+        with progress(f"replaying {file}") as tell:
+            results.append(session.check_trace(file, profile=profile, options=options, strict=strict, progress=tell))
+        _warn(results[-1])
+        if not as_json:
+            click.echo("".join(f"{line}\n" for line in _text(results[-1], check)), nl=False)
+    if as_json:
+        print_json({"files": [result.as_dict() for result in results]})
+    return session.exit_code(results)
+
+
+def _options(fields: str | None, tolerances: Sequence[str]) -> CheckOptions:
+    from pterefd.session.check import CheckOptions, parse_fields, parse_tolerance
+
+    return CheckOptions(
+        fields=None if fields is None else parse_fields(fields),
+        tolerances=dict(parse_tolerance(text, quantities.size) for text in tolerances),
+    )
+
+
+def _warn(result: FileResult) -> None:
+    """What went wrong, or makes the numbers less than exact, on standard error."""
+    if result.error is not None:
+        print(f"pterefd: {result.error}", file=sys.stderr)
+    if result.thp == "seen":
+        print(
+            f"pterefd: {result.path}: HUGE PAGES were seen while recording: not exact where they were", file=sys.stderr
+        )
+    if result.outside:
+        print(f"pterefd: {result.path}: {result.outside:,} faults lay outside every mapping", file=sys.stderr)
+    for what, number in result.skipped.items():
+        print(f"pterefd: {result.path}: {what}: {number:,} times", file=sys.stderr)
+
+
+def _text(result: FileResult, check: bool) -> Iterator[str]:
+    """The lines about one file."""
+    if result.error is not None:
+        return
+    yield f"{result.path}: {result.events:,} events under {result.profile}"
+    yield from _table(result.rows)
+    if not check:
+        return
+    yield from (str(difference) for difference in result.differences[:MOST_DIFFERENCES])
+    if len(result.differences) > MOST_DIFFERENCES:
+        yield f"... and {len(result.differences) - MOST_DIFFERENCES} more (--json has all)"
+    window = f"{result.widest_window_ns / 1e6:.3g} ms" if result.widest_window_ns else "none"
+    yield f"corrections: {result.corrections}, widest window: {window}"
+    yield f"{result.path}: {result.checkpoints} checkpoints, {result.differ} differ"
+
+
+def _table(rows: Sequence[MmRow]) -> Iterator[str]:
+    cells = [[title for title, _ in COLUMNS], *([text(row) for _, text in COLUMNS] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line, comm in zip(cells, ["comm", *(row.comm for row in rows)], strict=True):
+        yield "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), comm])
