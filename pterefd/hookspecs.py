@@ -126,20 +126,61 @@ class View(Protocol):
     these, or a walk of the first few of `ranking`.
     """
 
-    time_ns: int
-    rng: random.Random
-    pid: npt.NDArray[np.int32]
-    empty_bytes: I64
-    zero_bytes: I64
-    mixed_bytes: I64
-    unlocated_bytes: I64
-    pgtables_bytes: I64
-    anon_bytes: I64
-    file_bytes: I64
-    shmem_bytes: I64
-    swap_bytes: I64
-    last_fault_ns: I64
-    total_vm_bytes: I64
+    @property
+    def time_ns(self) -> int:
+        """The host's clock, nanoseconds of the trace's time."""
+
+    @property
+    def rng(self) -> random.Random:
+        """The host's own generator, seeded: the only randomness that a plugin may use."""
+
+    @property
+    def pid(self) -> npt.NDArray[np.int32]:
+        """Ascending."""
+
+    @property
+    def empty_bytes(self) -> I64:
+        """PTE pages with no entry set."""
+
+    @property
+    def zero_bytes(self) -> I64:
+        """PTE pages with 512 zero-page entries."""
+
+    @property
+    def mixed_bytes(self) -> I64:
+        """All other PTE pages that are located."""
+
+    @property
+    def unlocated_bytes(self) -> I64:
+        """PTE pages that a snapshot could not place."""
+
+    @property
+    def pgtables_bytes(self) -> I64:
+        """All page-table pages: PTE, PMD, PUD."""
+
+    @property
+    def anon_bytes(self) -> I64:
+        """RssAnon."""
+
+    @property
+    def file_bytes(self) -> I64:
+        """RssFile."""
+
+    @property
+    def shmem_bytes(self) -> I64:
+        """RssShmem."""
+
+    @property
+    def swap_bytes(self) -> I64:
+        """VmSwap."""
+
+    @property
+    def last_fault_ns(self) -> I64:
+        """Time of the last fault, in the trace's time."""
+
+    @property
+    def total_vm_bytes(self) -> I64:
+        """VmSize."""
 
     def comm(self, pid: int) -> str:
         """The name of the mm's process, up to 15 characters."""

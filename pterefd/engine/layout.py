@@ -138,9 +138,9 @@ M_FAULTS = 45
 M_LAST_FAULT = 46  # ns
 M_DIRTY = 47  # 1: in S.dirty since the last publication
 M_SLOT_HINT = 48  # where in the slots' block the last look-up ended
-M_STACK_ADDR = 49
-M_PEAK_TABLES = 50  # most page-table pages so far
-M_PEAK_RECLAIMABLE = 51  # most empty and zero PTE pages so far
+M_PEAK_TABLES = 49  # most page-table pages so far
+M_PEAK_RECLAIMABLE = 50  # most empty and zero PTE pages so far
+M_BEGUN = 51  # 1: it ran; a `state` that changes something is a correction from then on
 MM_COLUMNS = 56
 M_NEXT = 3
 

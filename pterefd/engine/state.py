@@ -110,7 +110,9 @@ class TableType(types.Type):
 
 
 _STATE = StateType()
-_TABLE_TYPES = {name: TableType(getattr(types, np.dtype(dtype).name), columns) for name, (dtype, columns) in TABLES.items()}
+_TABLE_TYPES = {
+    name: TableType(getattr(types, np.dtype(dtype).name), columns) for name, (dtype, columns) in TABLES.items()
+}
 _TABLE_INDEX = {name: index for index, name in enumerate(TABLES)}
 
 

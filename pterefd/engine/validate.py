@@ -42,7 +42,9 @@ def recount(s: State, m: int) -> dict[str, int]:
             mapped, zero = 512 - int(hist[lo.E_NONE]), int(hist[lo.E_ZERO])
             where = f"mm {m}, span {(slot << lo.SLOT_SHIFT) + (i << lo.SPAN_SHIFT):#x}"
             if int(s.pte[p, lo.P_REF]) != mapped | zero << lo.REF_ZERO_SHIFT:
-                raise ValidationError(f"{where}: pte_refcount {int(s.pte[p, lo.P_REF]):#x}, {mapped} mapped, {zero} zero")
+                raise ValidationError(
+                    f"{where}: pte_refcount {int(s.pte[p, lo.P_REF]):#x}, {mapped} mapped, {zero} zero"
+                )
             if bool(bits[i]) != (mapped == 0 or zero == 512):
                 raise ValidationError(f"{where}: reclaimable bit {bits[i]}, {mapped} mapped, {zero} zero")
             counts["pte"] += 1

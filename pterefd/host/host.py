@@ -19,16 +19,16 @@ from pterefd.engine.publish import forget_dirty, publish
 from pterefd.engine.tables import free_reclaimable
 from pterefd.engine.validate import validate_mm
 from pterefd.errors import BadInput, NoSuchMm
+from pterefd.hookspecs import Kinds
 from pterefd.host import counters, maps
 from pterefd.host.counters import MmCounters
 from pterefd.host.process import Process
 from pterefd.host.ranking import Ranking
 from pterefd.host.view import HostView
-from pterefd.hookspecs import Kinds
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
 from pterefd.mm.profile import Profile
-from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, mark_dirty, run_events
+from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, mark_dirty, run_events
 
 SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
@@ -37,7 +37,7 @@ _KINDS_OF_OBJECT = (
     ("[vdso]", lo.OBJ_VDSO),
     ("[vvar", lo.OBJ_VVAR),
     ("/dev/zero", lo.OBJ_DEV_ZERO),
-    ("/dev/shm/", lo.OBJ_SHMEM),
+    ("/dev/shm/", lo.OBJ_SHMEM),  # noqa: S108 - a mapped path's name, nothing is opened
     ("/memfd:", lo.OBJ_SHMEM),
     ("/SYSV", lo.OBJ_SHMEM),
 )
@@ -49,6 +49,15 @@ def kind_of_path(path: str) -> int:
         if path.startswith(prefix):
             return kind
     return -1 if path.startswith("[") else lo.OBJ_FILE
+
+
+class EventError(BadInput):
+    """An event that stops a host. index: from 0 in its trace."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"event {index}: {reason}")
+        self.index = index
+        self.reason = reason
 
 
 class Host:
@@ -117,12 +126,13 @@ class Host:
                 index,
                 end,
                 not self.strict,
-                True,
             )
             self._count(batch.op[start:index])
             if why == STOP_FULL:
                 pool = lo.POOL_NAMES[int(self._s.g[lo.G_FULL]) - 1]
-                raise BadInput(f"event {batch.first + index - 1}: the host's limit of {pool} is reached (see [host.limits])")
+                raise EventError(batch.first + index - 1, f"the host's limit of {pool} is reached")
+            if why == STOP_OUTSIDE:
+                raise EventError(batch.first + index - 1, "access outside every mapping")
             if why == STOP_CORRECTED:
                 self.corrections += 1
             elif index < end:
@@ -275,7 +285,7 @@ class Host:
 
     def pids(self) -> list[int]:
         """Living mms, ascending."""
-        return sorted(list(self._processes))
+        return sorted(self._processes.copy())
 
     def process(self, pid: int) -> Process:
         """NoSuchMm where there is none."""

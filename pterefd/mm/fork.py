@@ -12,13 +12,13 @@ from pterefd.engine.layout import (
     G_NEXT_ANON,
     K_EMPTY,
     M_ALIVE,
+    M_BEGUN,
     M_BRK,
     M_E,
     M_HIWATER_RSS,
     M_PID,
     M_PROFILE,
     M_SLOTS,
-    M_STACK_ADDR,
     M_START_BRK,
     M_VMAS,
     P_ENT,
@@ -157,7 +157,7 @@ def fork(s, m, pid):
         return 0
     s.mm[c, M_START_BRK] = s.mm[m, M_START_BRK]
     s.mm[c, M_BRK] = s.mm[m, M_BRK]
-    s.mm[c, M_STACK_ADDR] = s.mm[m, M_STACK_ADDR]
+    s.mm[c, M_BEGUN] = 1
     for k in range(vma_count(s, m)):
         v = vma_record(s, m, k)
         flags = s.vma[v, V_FLAGS]

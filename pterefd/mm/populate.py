@@ -132,7 +132,7 @@ def protected_flags(s, v, prot):
 
 @kernel
 def mprotect(s, m, start, end, prot):
-    """do_mprotect_pkey: mapping by mapping up to the first hole; one that becomes writable while locked is populated."""
+    """do_mprotect_pkey: mapping by mapping up to the first hole; locked ones that become writable are populated."""
     k = vma_at(s, m, start)
     if k < 0:
         return ENOMEM

@@ -291,9 +291,7 @@ def _grow(s, m, k, old, old_len, new_len):
     end = old + old_len
     flags = s.vma[v, V_FLAGS]
     pgoff = s.vma[v, V_PGOFF] + ((end - s.vma[v, V_START]) >> 12)
-    add_range(
-        s, m, end, old + new_len, flags, pgoff, s.vma[v, V_OBJ], s.vma[v, V_ANON], s.vma[v, V_CHAIN], False, True
-    )
+    add_range(s, m, end, old + new_len, flags, pgoff, s.vma[v, V_OBJ], s.vma[v, V_ANON], s.vma[v, V_CHAIN], False, True)
     if flags & VM_LOCKED:
         populate(s, m, end, old + new_len, True)
 

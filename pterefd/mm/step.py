@@ -10,9 +10,11 @@ from pterefd.engine.layout import (
     E_STATE,
     G_FULL,
     G_NDIRTY,
+    G_OUTSIDE,
     G_POOLS,
     G_SKIPPED,
     M_ALIVE,
+    M_BEGUN,
     M_DIRTY,
     M_LAST_FAULT,
     PAGE,
@@ -65,7 +67,8 @@ _MM_TOP = G_POOLS + POOL_MM * POOL_COLUMNS
 STOP_DONE = 0
 STOP_ASK = 1  # the event at the index is the caller's
 STOP_FULL = 2  # a pool ran out during the event before the index
-STOP_CORRECTED = 3  # the event at the index - 1, a `state`, changed something
+STOP_CORRECTED = 3  # the event at the index - 1, a `state` in the middle of a life, changed something
+STOP_OUTSIDE = 4  # the event at the index - 1 was an access outside every mapping
 
 
 @kernel
@@ -120,15 +123,15 @@ def _set_span(s, m, addr, end, state, tables):
 
 
 @kernel
-def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, imply, watch_state):
+def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, imply):
     """Run events [begin, end) of a batch's columns. Returns (index of the first not run, STOP_*).
 
     objects: int64, S.obj record of each path of the trace.  imply: an access outside every mapping is
-    taken as one to anonymous memory that the recording missed.  watch_state: return after a `state`
-    that changed something.
+    taken as one to anonymous memory that the recording missed.
     """
     e = begin
     m = 0
+    outside = s.g[G_OUTSIDE]
     last_pid = -1
     while e < end:
         o = op[e]
@@ -152,13 +155,15 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
             mark_all_dirty(s)
         elif m:
             changed = _call(s, m, o, addr[e], length[e], arg[e], err[e], ext, objects)
-            if changed and watch_state:
+            if changed:
                 return e + 1, STOP_CORRECTED
         else:
             s.g[G_SKIPPED] += 1
         e += 1
         if s.g[G_FULL]:
             return e, STOP_FULL
+        if not imply and s.g[G_OUTSIDE] != outside:
+            return e, STOP_OUTSIDE
     return e, STOP_DONE
 
 
@@ -174,6 +179,7 @@ def mark_all_dirty(s):
 @kernel
 def _fault_event(s, m, addr, length, write, imply):
     """`fault`: one page, or every page of a range."""
+    s.mm[m, M_BEGUN] = 1
     if length == PAGE:
         k = mapping_for(s, m, addr, addr + PAGE, imply)
         if k >= 0:
@@ -184,7 +190,7 @@ def _fault_event(s, m, addr, length, write, imply):
 
 @kernel
 def _call(s, m, o, addr, length, arg, err, ext, objects):
-    """A system call, or what a snapshot says. True where a `state` changed something."""
+    """A system call, or what a snapshot says. True where a `state` corrected something."""
     end = addr + length
     if o == OP_MADVISE:
         madvise(s, m, addr, end, arg)
@@ -212,5 +218,8 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
         note_rss(s, m)
         change_range(s, m, addr, end, T_DROP if arg else T_SWAP_OUT)
     elif o == OP_STATE:
-        return set_state(s, m, addr, end, arg & (STATE_TABLES - 1), arg & STATE_TABLES != 0)
+        changed = set_state(s, m, addr, end, arg & (STATE_TABLES - 1), arg & STATE_TABLES != 0)
+        return changed and s.mm[m, M_BEGUN] != 0
+    if o != OP_MMAP and o != OP_BRK:
+        s.mm[m, M_BEGUN] = 1
     return False

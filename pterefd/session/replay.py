@@ -1,0 +1,198 @@
+"""A trace replayed in the daemon: by the clock, paused and resumed, held before its first process ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pterefd.host.host import Host
+from pterefd.mm.events import OP_EXEC, OP_EXIT, OP_FORK, OP_THREAD, OP_THREAD_EXIT, Batch
+from pterefd.session.feed import Feed
+from pterefd.source.trace import Trace
+
+if TYPE_CHECKING:
+    from pterefd.reclaim.reclaimer import Reclaimer
+
+RUNNING, PAUSED, HELD, ENDED = "running", "paused", "held", "ended"
+FIRST_PID = 1
+STEP_SECONDS = 0.02  # how often a replay by the clock looks at it
+
+
+class Replay:
+    """One trace of the daemon's host. run() is a thread's work; the rest may be called from any thread.
+
+    speed: factor of real time, None for as fast as it goes.  position: index of the next event.
+    pid_base: added to the trace's pids.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        trace: Trace,
+        host: Host,
+        reclaimer: Reclaimer,
+        *,
+        speed: float | None = 1.0,
+        pid_base: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.number = number
+        self.trace_path = str(trace.path)
+        self.events = trace.events or 0
+        self.position = 0
+        self.pid_base = pid_base
+        self._trace = trace
+        self._speed = speed
+        self._state = RUNNING
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._living: set[int] = set()
+        self._anchor = (clock(), 0)  # wall seconds, trace ns: where the present speed began
+        self._now = 0  # ns of the trace's time that have been run
+        self._feed = Feed(trace, host, on_free_ptes=reclaimer.free_ptes)
+
+    # ---- from outside -------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """running, paused, held or ended."""
+        return self._state
+
+    @property
+    def speed(self) -> float | None:
+        """Factor of real time, None for max."""
+        return self._speed
+
+    def pause(self) -> None:
+        """Stop before the next event; nothing where it is held or has ended."""
+        with self._changed:
+            if self._state == RUNNING:
+                self._state = PAUSED
+                self._changed.notify_all()
+
+    def resume(self) -> None:
+        """Go on after a pause, or past the hold."""
+        with self._changed:
+            if self._state in (PAUSED, HELD):
+                self._state = RUNNING
+                self._anchor = (self._clock(), self._now)
+                self._changed.notify_all()
+
+    def set_speed(self, speed: float | None) -> None:
+        """Another factor of real time from now on; None for max."""
+        with self._changed:
+            self._anchor = (self._clock(), self._now)
+            self._speed = speed
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End run() soon."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    # ---- the thread ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Replay to the end or to stop(). PterefdError where the trace turns out to be bad."""
+        with self._changed:
+            self._anchor = (self._clock(), 0)
+        for batch in self._trace.batches():
+            if self.pid_base:
+                _shift(batch, self.pid_base)
+            if not self._batch(batch):
+                return
+        with self._changed:
+            self._state = ENDED
+
+    def _batch(self, batch: Batch) -> bool:
+        """One batch, as far as the clock lets it. False where run() shall end."""
+        times = np.maximum.accumulate(np.maximum(batch.t, self._now))
+        stops = self._holds(batch)
+        index, n = 0, len(batch)
+        while index < n:
+            if not self._wait_running():
+                return False
+            if stops and index == stops[0]:
+                stops.pop(0)
+                self._hold()
+                continue
+            due = self._due(times, index)
+            if due == index:
+                self._sleep_until(int(times[index]))
+                continue
+            end = min(due, stops[0]) if stops else due
+            end = min(end, index + 65536)
+            self._feed.run(batch, index, end)
+            index = end
+            self._now = int(times[end - 1])
+            self.position = batch.first + end
+        return True
+
+    def _due(self, times: npt.NDArray[np.int64], index: int) -> int:
+        """Index of the first event that is not due yet."""
+        with self._changed:
+            speed, (wall, base) = self._speed, self._anchor
+        if speed is None:
+            return len(times)
+        now = base + int((self._clock() - wall) * speed * 1e9)
+        return max(index, int(np.searchsorted(times, now, side="right")))
+
+    def _sleep_until(self, t: int) -> None:
+        with self._changed:
+            if self._stopping or self._state != RUNNING or self._speed is None:
+                return
+            wall, base = self._anchor
+            left = wall + (t - base) / 1e9 / self._speed - self._clock()
+            self._changed.wait(min(max(left, 0.001), STEP_SECONDS) if left < 1 else min(left, 1.0))
+
+    def _wait_running(self) -> bool:
+        """Wait while paused or held. False where run() shall end."""
+        with self._changed:
+            while self._state != RUNNING and not self._stopping:
+                self._changed.wait()
+            return not self._stopping
+
+    def _hold(self) -> None:
+        with self._changed:
+            self._state = HELD
+            self._changed.notify_all()
+
+    def _holds(self, batch: Batch) -> list[int]:
+        """Indices of the exits before which the replay is held: pid 1's, without a pid 1 the last mm's."""
+        found = []
+        rare = np.isin(batch.op, (OP_EXEC, OP_FORK, OP_EXIT)).nonzero()[0]
+        for i in rare.tolist():
+            pid, op = int(batch.pid[i]), int(batch.op[i])
+            if op == OP_EXEC:
+                self._living.add(pid)
+            elif op == OP_FORK:
+                self._living.add(int(batch.arg[i]))
+            else:
+                first = FIRST_PID + self.pid_base
+                if pid == first or (first not in self._living and len(self._living) == 1):
+                    found.append(i)
+                self._living.discard(pid)
+        return found
+
+
+def _shift(batch: Batch, base: int) -> None:
+    """Add base to every pid and tid of a batch that has one."""
+    batch.pid = np.where(batch.pid > 0, batch.pid + base, batch.pid).astype(np.int32)
+    ids = np.isin(batch.op, (OP_FORK, OP_THREAD, OP_THREAD_EXIT))
+    batch.arg = np.where(ids, batch.arg + base, batch.arg)
+
+
+def highest_pid(trace: Trace) -> int:
+    """The highest pid or tid of a trace: the next trace's pids begin above it."""
+    highest = 0
+    for batch in trace.batches():
+        ids = np.isin(batch.op, (OP_FORK, OP_THREAD))
+        highest = max(highest, int(batch.pid.max(initial=0)), int(batch.arg[ids].max(initial=0)))
+    return highest
