@@ -88,7 +88,10 @@ def add_snapshot(table: Table, new: Exec) -> None:
     """An exec with its mappings, its entries and its heap, all of one time and in this order."""
     t, pid, snapshot = new.t, new.pid, new.mark.snapshot
     owner = {"uid": snapshot.uid, "gid": snapshot.gid, "oom_score_adj": snapshot.oom_score_adj}
-    table.add(t, "exec", FIRST, pid=pid, comm=snapshot.comm, cmdline=snapshot.cmdline, **owner)
+    known = {name: value for name, value in owner.items() if value is not None}
+    if snapshot.cmdline:
+        known["cmdline"] = snapshot.cmdline  # type: ignore[assignment]
+    table.add(t, "exec", FIRST, pid=pid, comm=snapshot.comm, **known)
     late = []
     for mapping in snapshot.maps:
         start, length = mapping.start, mapping.end - mapping.start

@@ -282,7 +282,7 @@ class Translator:
         behavior = self._argument(calls, "behavior")
         names = np.full(len(calls), -1, dtype=np.int64)
         failed_at_once = calls.failed & ~self._failed_with(
-            calls, ("ENOMEM", "EINVAL", "EAGAIN", "EBUSY", "EIO", "EFAULT", "EINTR", "EHWPOISON")
+            calls, ("ENOMEM", "EINVAL", "EAGAIN", "EBUSY", "EIO", "EFAULT", "EINTR")
         )
         for value in np.unique(behavior).tolist():
             name = ADVICE_NAMES.get(value)

@@ -21,9 +21,9 @@ class Snapshot:
 
     comm: str
     cmdline: list[str]
-    uid: int
-    gid: int
-    oom_score_adj: int
+    uid: int | None
+    gid: int | None
+    oom_score_adj: int | None
     maps: list[Map]
     state: list[StateRow]
     flags: dict[int, frozenset[str]] = field(default_factory=dict)

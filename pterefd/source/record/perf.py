@@ -66,6 +66,8 @@ RECORD_EVENTS = (
 )
 BUFFER = "64M"  # per CPU, as trace-format.md measured it
 _READY_S = 60.0
+_WRITTEN_S = 600.0
+_WRITTEN = "Captured and wrote"
 
 
 class RecorderError(PterefdError):
@@ -195,18 +197,15 @@ class Perf:
             self.returncode = self._process.poll()
         return self.returncode is not None
 
-    def stop(self) -> int:
-        """End the recording; the file is complete afterwards. Returns perf's exit code."""
-        if not self.ended():
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGINT)
-            try:
-                self.returncode = self._process.wait(timeout=600)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self.returncode = self._process.wait()
-        self.close()
-        return self.returncode or 0
+    def stop(self) -> None:
+        """End the recording; the file is complete afterwards. perf itself may need longer, to give back its events."""
+        if self.ended():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)
+        end = time.monotonic() + _WRITTEN_S
+        while not self.ended() and time.monotonic() < end and _WRITTEN not in self._log_text():
+            time.sleep(0.005)
 
     def close(self) -> None:
         """Let go of the control channel; perf is killed where it still runs."""
@@ -220,10 +219,12 @@ class Perf:
 
     def last_words(self) -> str:
         """What perf wrote last, as one line."""
-        try:
-            text = self._log.read_text(errors="replace")
-        except OSError:
-            return "it said nothing"
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in self._log_text().splitlines() if line.strip()]
         told = [line for line in lines if not line.startswith(("[ perf record", "Events ", "WARNING"))]
         return "; ".join(told[:3])[:300] or "it said nothing"
+
+    def _log_text(self) -> str:
+        try:
+            return self._log.read_text(errors="replace")
+        except OSError:
+            return ""

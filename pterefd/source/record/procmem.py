@@ -103,6 +103,7 @@ def read_vm_flags(tid: int) -> dict[int, frozenset[str]]:
     return flags
 
 
+STAT_START_BRK = 47 - 3  # of the fields after the name, see proc(5)
 STATUS_KB = ("VmPTE", "RssAnon", "RssFile", "RssShmem", "VmSwap")
 
 
@@ -154,7 +155,7 @@ def read_stat(tid: int) -> list[str]:
 def start_brk(tid: int) -> int:
     """Where the heap begins (stat field 47), 0 where it is not shown."""
     fields = read_stat(tid)
-    return int(fields[47 - 3]) if len(fields) > 47 - 3 else 0
+    return int(fields[STAT_START_BRK]) if len(fields) > STAT_START_BRK else 0
 
 
 def tasks(pid: int) -> list[int]:
