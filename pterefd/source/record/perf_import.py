@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pterefd.errors import BadInput, Partly
 from pterefd.source.meta import TraceMeta
 from pterefd.source.record.assemble import Assembled, assemble
-from pterefd.source.record.calls import PAGE, UNMODELLED
+from pterefd.source.record.calls import PAGE, UNMODELLED, USER_END
 from pterefd.source.record.marks import CheckpointMark, CloneMark, ExecMark, Marks, Snapshot
 from pterefd.source.record.perfdata import COMM, EXIT, FORK, MMAP2, PerfData, PerfDataError, Side
 from pterefd.source.record.procmem import Map, StateRow
@@ -151,7 +151,7 @@ class Reconstruction:
         for side in self._sides:
             if side.t == 0 and side.pid > 0:
                 moment = moments.setdefault(side.pid, Moment(side.pid))
-                if side.kind == MMAP2:
+                if side.kind == MMAP2 and side.addr < USER_END:  # not [vsyscall]
                     moment.maps.append(_map_of(side))
                 elif side.kind == COMM and side.tid == side.pid:
                     moment.name = side.text

@@ -55,7 +55,7 @@ if [ "$1" = -- ]; then
 fi
 PID=$1
 trap '' INT
-(trap - INT; exec perf record -o perf.data $OPTIONS -e "$HAVE" -p "$PID" ${2:+-- sleep "$2"}) &
+(trap - INT; exec perf record -o perf.data $OPTIONS -e "$HAVE" -p "$PID" ${2:+-- sleep $(($2 + 2))}) &
 sleep 2
 snapshot "$PID" >> "$NOTES"
 echo "recording $PID; Ctrl-C ends it" >&2
