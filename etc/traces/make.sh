@@ -16,7 +16,8 @@ cleanup() {
 }
 trap cleanup EXIT
 
-record() { # record NAME COMMAND...
+# record NAME COMMAND...: from the directory that the command lies in, as a recording keeps the words of its command.
+record() {
     local name=$1
     shift
     "$pterefd" record --force --checkpoint-every "$every" -o "$here/$name.parquet" -- "$@"
@@ -26,20 +27,21 @@ record() { # record NAME COMMAND...
 # Every purge gives pages back in whatever pieces jemalloc has, so the page tables of the heap stay behind.
 redis() {
     local socket=$work/redis.sock
-    record redis redis-server --port 0 --unixsocket "$socket" --save '' --appendonly no --daemonize no \
-        --dir "$work" --loglevel warning &
+    cd "$work"
+    record redis redis-server --port 0 --unixsocket redis.sock --save '' --appendonly no --daemonize no \
+        --loglevel warning >"$work/redis.log" &
     recorder=$!
     local cli=(redis-cli -s "$socket")
-    local load=(redis-benchmark -s "$socket" -q -r 200000 -P 16 -c 4)
+    local load=(redis-benchmark -s "$socket" -q -r 400000 -P 32 -c 4)
     for _ in $(seq 100); do
         if [ "$("${cli[@]}" ping 2>/dev/null)" = PONG ]; then break; fi
         sleep 0.1
     done
     {
-        "${load[@]}" -n 250000 -d 800 -t set
-        "${load[@]}" -n 60000 hset 'hash:__rand_int__' name value city Tampere
-        "${load[@]}" -n 250000 pexpire 'key:__rand_int__' 500
-        sleep 2
+        "${load[@]}" -n 800000 -d 1000 -t set
+        "${load[@]}" -n 100000 hset 'hash:__rand_int__' name value city Tampere
+        for ttl in 500 1000 1500; do "${load[@]}" -n 200000 pexpire 'key:__rand_int__' $ttl; done
+        sleep 3
         "${cli[@]}" memory purge
         sleep 1
         "${cli[@]}" flushall
@@ -54,8 +56,9 @@ redis() {
 # Python on jemalloc: objects by the hundred thousand, made, written as JSON, read back and dropped. Slabs of a few KiB
 # to a few hundred are discarded one by one, far less than the 2 MiB at which a kernel might free a page table.
 python() {
+    cd "$here"
     record python env LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:200,muzzy_decay_ms:200 \
-        PYTHONMALLOC=malloc PYTHONHASHSEED=1 /usr/bin/python3 -S "$here/python.py"
+        PYTHONMALLOC=malloc PYTHONHASHSEED=1 /usr/bin/python3 -S python.py
 }
 
 # check NAME: held by the kernel's own figures, small, with something to free before its end.

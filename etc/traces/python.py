@@ -3,9 +3,10 @@
 import gc
 import json
 import mmap
+import os
 import time
 
-ROWS = 120_000
+ROWS = 250_000
 
 
 def rows() -> list[dict[str, object]]:
@@ -19,18 +20,21 @@ def main() -> None:
     back = json.loads(text)
     del text
     by_name = {row["name"]: row for row in back}
-    kept = list(by_name.values())[::4000]
+    kept = list(by_name.values())[::10000]
     del back, by_name
     gc.collect()
 
     # A sparse table that is looked through before anything is in it: read, never written, so the zero page throughout.
-    sparse = mmap.mmap(-1, 48 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    sparse = mmap.mmap(-1, 128 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     assert sparse.find(b"x") == -1
 
     # A program that goes on working: jemalloc looks at what may be given back only while something is allocated.
     for _ in range(30):
         json.loads(json.dumps(kept))
         time.sleep(0.05)
+
+    # As a worker of multiprocessing ends: nothing is taken apart, what it holds is held to its end.
+    os._exit(0)
 
 
 main()

@@ -1,0 +1,74 @@
+"""The bundled recordings: held by the model, with something to free, and a check that can fail."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Run
+
+TRACES = sorted((ROOT / "etc" / "traces").glob("*.parquet"))
+CHECK = ("replay", "--check", "--fields", "VmPTE")
+SPAN = 1 << 21  # bytes that one PTE page maps
+
+
+def described(pterefd: Run, path: Path) -> dict[str, Any]:
+    result = pterefd("info", "--json", path)
+    assert result.returncode == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+def test_there_are_two_or_more() -> None:
+    assert len(TRACES) >= 2
+
+
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_the_model_holds_at_every_checkpoint(pterefd: Run, path: Path) -> None:
+    result = pterefd(*CHECK, "--tolerance", "VmPTE=16kB", "--json", path)
+    assert result.returncode == 0, result.stdout
+    (file,) = json.loads(result.stdout)["files"]
+    assert file["checkpoints"] > 0
+    assert (file["differ"], file["corrections"], file["widest_window_ns"], file["outside"]) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("profile", ["rfc-2022", "v6.18"])
+def test_there_is_something_to_free_at_its_end(pterefd: Run, path: Path, profile: str) -> None:
+    result = pterefd("replay", "--profile", profile, "--json", path)
+    (file,) = json.loads(result.stdout)["files"]
+    assert max(mm["reclaimable_pt_bytes"] for mm in file["mms"]) > 0
+
+
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_it_is_small_and_names_nothing_of_the_machine_it_was_made_on(pterefd: Run, path: Path) -> None:
+    assert path.stat().st_size < 3 << 20
+    assert described(pterefd, path)["huge_pages_seen"] is False
+    exported = pterefd("export", path).stdout
+    for place in ('"/root/', '"/home/', '"/tmp/', '"/work'):
+        assert place not in exported
+
+
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_the_script_makes_it(path: Path) -> None:
+    assert f"\nrecord {path.stem} " in (ROOT / "etc" / "traces" / "make.sh").read_text().replace("    record", "record")
+
+
+def test_one_event_less_is_a_difference(pterefd: Run, tmp_path: Path) -> None:
+    """The fault that is alone in its span: without it one PTE page is missing from there on."""
+    events = [
+        json.loads(line) for line in pterefd("export", ROOT / "etc" / "traces" / "python.parquet").stdout.splitlines()
+    ]
+    faults = Counter((e["pid"], e["addr"] // SPAN) for e in events if e["op"] in ("fault", "state"))
+    last = max(i for i, e in enumerate(events) if e["op"] == "expect")
+    alone = next(
+        i for i, e in enumerate(events[:last]) if e["op"] == "fault" and faults[e["pid"], e["addr"] // SPAN] == 1
+    )
+    whole, less = tmp_path / "whole.jsonl", tmp_path / "less.jsonl"
+    for target, kept in ((whole, events), (less, events[:alone] + events[alone + 1 :])):
+        target.write_text("".join(json.dumps(event) + "\n" for event in kept))
+    assert pterefd(*CHECK, whole).returncode == 0
+    assert pterefd(*CHECK, less).returncode == 1
