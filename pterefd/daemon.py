@@ -30,8 +30,8 @@ from pterefd.procfs.root import proc_tree
 from pterefd.procfs.sys_pterefd import shown_speed
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
-from pterefd.session.replay import Replay
-from pterefd.source.trace import open_trace
+from pterefd.session.replay import Replay, highest_pid
+from pterefd.source.trace import Trace, open_trace
 from pterefd.statusline import Status, StatusLine
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -58,11 +58,15 @@ class Daemon:
         plugins = Plugins()
         plugins.load([paths.share("plugins"), *settings.plugins.directories])
         self.host = Host(profile)
-        self.reclaimer = Reclaimer(self.host, plugins, logger)
-        self.replays = [
-            Replay(number, trace, self.host, self.reclaimer, speed=settings.replay.speed)
-            for number, trace in enumerate(traces)
-        ]
+        self.reclaimer = Reclaimer(
+            self.host,
+            plugins,
+            logger,
+            policy=settings.plugins.policy,
+            triggers=settings.plugins.triggers,
+            policy_tunables=settings.plugins.policies,
+        )
+        self.replays = list(self._replays(traces))
         self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
         self.reclaimer.on_result(self.collector.observe)
         self.metrics = self._metrics()
@@ -72,6 +76,14 @@ class Daemon:
             for replay in self.replays
         ]
         self._ready = False
+
+    def _replays(self, traces: list[Trace]) -> Iterator[Replay]:
+        """The first trace keeps its pids; each further one's are shifted past the highest in use."""
+        base = 0
+        for number, trace in enumerate(traces):
+            yield Replay(number, trace, self.host, self.reclaimer, speed=self.settings.replay.speed, pid_base=base)
+            if number + 1 < len(traces):
+                base += highest_pid(trace)
 
     def _metrics(self) -> MetricsServer | None:
         registry = CollectorRegistry()
@@ -157,10 +169,11 @@ class Daemon:
         return "\n".join(lines) + "\n"
 
 
-def _profile(name: str, traces: list[Any]) -> Profile:
+def _profile(name: str, traces: list[Trace]) -> Profile:
     if name == AUTO:
-        meta = traces[0].meta if traces else None
-        return for_kernel(meta and meta.kernel_release, meta and meta.kernel_config)
+        return (
+            for_kernel(traces[0].meta.kernel_release, traces[0].meta.kernel_config) if traces else for_kernel(None, {})
+        )
     return named(name)
 
 

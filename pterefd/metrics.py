@@ -28,11 +28,12 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from pterefd.errors import Missing
+from pterefd.errors import Missing, NoSuchMm
 
 if TYPE_CHECKING:
     from pterefd.hookspecs import ReclaimResult
     from pterefd.host.host import Host
+    from pterefd.host.view import HostView
     from pterefd.reclaim.reclaimer import Reclaimer
 
 DURATION_BUCKETS = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -93,7 +94,7 @@ class HostCollector(Collector):
     def _mms(self, host_kind: str) -> Iterator[Metric]:
         view = self._host.view()
         own, rest = split(view.empty_bytes + view.zero_bytes, view.pgtables_bytes, self._max_mms)
-        labels = [[str(pid), view.comm(pid), host_kind] for pid in view.pid[own].tolist()]
+        labels = [[str(pid), self._comm(view, pid), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])
         for gauge in MM_GAUGES:
@@ -105,6 +106,14 @@ class HostCollector(Collector):
                 for label, value in zip(labels, values, strict=True):
                     family.add_metric([*label, kind] if kind else label, value)
             yield family
+
+    @staticmethod
+    def _comm(view: HostView, pid: int) -> str:
+        """The name is not in the snapshot: a process that has exited since has none."""
+        try:
+            return view.comm(pid)
+        except NoSuchMm:
+            return ""
 
     def _reclaims(self, kind: str) -> Iterator[Metric]:
         yield _counter(

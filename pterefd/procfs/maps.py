@@ -6,7 +6,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pterefd.host.host import VmaRow
+    from pterefd.host.maps import VmaRow
     from pterefd.procfs.faces import Faces
 
 # seq_setwidth(m, 25 + sizeof(void *) * 6 - 1), then seq_pad's own blank before the name.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pterefd.errors import NoSuchMm
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.maps import maps
-from pterefd.procfs.status import status
+from pterefd.procfs.status import owner, status
 from pterefd.procfs.tree import Dir, Family, File, Reader
 
 
@@ -34,8 +34,7 @@ def _names(faces: Faces, _: object) -> Iterable[str]:
 
 
 def _owner(faces: Faces, pid: int) -> tuple[int, int]:
-    process = faces.host.process(pid)
-    return process.uid, process.gid
+    return owner(faces.host.process(pid))
 
 
 def _comm(faces: Faces, pid: int) -> str:

@@ -6,10 +6,12 @@ than made up; a test compares every other line with the running kernel's own.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pterefd.host.host import MmCounters, Process
+    from pterefd.host.counters import MmCounters
+    from pterefd.host.process import Process
     from pterefd.procfs.faces import Faces
 
 NO_SIGNALS = "0" * 16
@@ -23,7 +25,8 @@ def status(faces: Faces, pid: int) -> str:
 
 def _task(process: Process) -> str:
     """fs/proc/array.c:task_state(). A process of a trace sleeps: nothing here runs it."""
-    pid, uid, gid = process.pid, process.uid, process.gid
+    pid = process.pid
+    uid, gid = owner(process)
     return (
         f"Name:\t{escaped(process.comm)}\n"
         "Umask:\t0022\n"
@@ -43,6 +46,12 @@ def _task(process: Process) -> str:
         f"NSsid:\t{pid}\n"
         "Kthread:\t0\n"
     )
+
+
+def owner(process: Process) -> tuple[int, int]:
+    """uid and gid of a process; the daemon's own where the trace does not say."""
+    uid = process.uid if process.uid >= 0 else os.geteuid()
+    return uid, process.gid if process.gid >= 0 else os.getegid()
 
 
 def escaped(comm: str) -> str:
@@ -65,8 +74,8 @@ def memory_lines(mm: MmCounters) -> tuple[tuple[str, int], ...]:
         ("RssShmem", mm.shmem_bytes),
         ("VmData", mm.data_vm_bytes),
         ("VmStk", mm.stack_vm_bytes),
-        ("VmExe", mm.exec_vm_bytes),
-        ("VmLib", mm.lib_vm_bytes),
+        ("VmExe", mm.exec_vm_bytes),  # all that is executable: a trace does not say which part is the program's
+        ("VmLib", 0),
         ("VmPTE", mm.pgtables_bytes),
         ("VmSwap", mm.swap_bytes),
         ("HugetlbPages", 0),

@@ -1,0 +1,304 @@
+"""The tree on a real host: every node is there, says what the host knows, and does what it says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pterefd import __version__
+from pterefd.procfs.root import ROOT, proc_tree
+from pterefd.procfs.tree import Content, Dir, Family, File, Tree
+from tests.house import AT, SPAN, House, house
+
+FILES_OF_PID = {
+    "status",
+    "comm",
+    "cmdline",
+    "maps",
+    "reclaimable_pt_bytes",
+    "pt_reclaim/pgtables_bytes",
+    "pt_reclaim/empty_bytes",
+    "pt_reclaim/zero_bytes",
+    "pt_reclaim/mixed_bytes",
+    "pt_reclaim/unlocated_bytes",
+}
+FILES_OF_REPLAY = {"state", "speed", "position"}
+EVERY_FILE = (
+    {f"{pid}/{name}" for pid in (1, 2, 7) for name in FILES_OF_PID}
+    | {f"sys/pterefd/replay/{where}{name}" for where in ("", "0/") for name in FILES_OF_REPLAY}
+    | {f"sys/pterefd/{name}" for name in ("version", "pid", "profile")}
+    | {f"sys/vm/pt_reclaim/{name}" for name in ("policy", "available_policies", "triggers", "available_triggers")}
+    | {"sys/vm/free_ptes"}
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> House:
+    return house(tmp_path)
+
+
+@pytest.fixture
+def tree(here: House) -> Tree:
+    return proc_tree(here.faces)
+
+
+def read(tree: Tree, path: str) -> str:
+    return tree.open(path, os.O_RDONLY).read(1 << 20, 0).decode()
+
+
+def write(tree: Tree, path: str, text: str) -> int:
+    return tree.open(path, os.O_WRONLY).write(text.encode(), 0)
+
+
+def status(tree: Tree, pid: int) -> dict[str, str]:
+    return {
+        key: value.strip()
+        for key, _, value in (line.partition(":") for line in read(tree, f"/{pid}/status").splitlines())
+    }
+
+
+def walk(tree: Tree, path: str = "") -> Iterator[str]:
+    for name, mode in tree.listing(path or "/"):
+        below = f"{path}/{name}"
+        if mode & 0o040000:
+            yield from walk(tree, below)
+        else:
+            yield below[1:]
+
+
+def declared(directory: Dir) -> Iterator[File]:
+    for entry in directory.entries:
+        if isinstance(entry, File):
+            yield entry
+        elif isinstance(entry, Dir):
+            yield from declared(entry)
+        elif isinstance(entry, Family):
+            yield from declared(entry.each)
+
+
+# -- what is there ---------------------------------------------------------------------------------
+
+
+def test_every_file_is_there_and_no_other(tree: Tree) -> None:
+    tunables = {path for path in walk(tree) if path.startswith("sys/vm/pt_reclaim/policies/")}
+    assert set(walk(tree)) - tunables == EVERY_FILE
+
+
+def test_without_a_replay_there_is_no_replay_directory(here: House) -> None:
+    here.faces.replays = []
+    tree = proc_tree(here.faces)
+    assert [name for name, _ in tree.listing("/sys/pterefd")] == ["version", "pid", "profile"]
+    with pytest.raises(FileNotFoundError):
+        tree.find("/sys/pterefd/replay/state")
+
+
+def test_every_node_says_what_it_is() -> None:
+    for node in declared(ROOT):
+        assert node.help.endswith("."), node.name
+        assert bool(node.mode & 0o444) == (node.read is not None), node.name
+        assert bool(node.mode & 0o222) == (node.write is not None), node.name
+        if node.content is Content.INT:
+            assert node.unit, node.name
+
+
+def test_directories_belong_to_their_process(tree: Tree) -> None:
+    for path in ("/1", "/1/status", "/1/pt_reclaim/empty_bytes"):
+        assert (tree.attributes(path).uid, tree.attributes(path).gid) == (33, 34)
+    assert tree.attributes("/7").uid == os.geteuid()
+
+
+@pytest.mark.parametrize("name", ["0", "01", "3", "+1", "1x", "99999999999"])
+def test_what_is_no_pid_here_is_not_there(tree: Tree, name: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        tree.attributes(f"/{name}")
+
+
+# -- what it says ----------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_the_hosts(tree: Tree, here: House) -> None:
+    for pid in here.host.pids():
+        counters = here.host.counters(pid)
+        assert read(tree, f"/{pid}/reclaimable_pt_bytes") == f"{counters.empty_bytes + counters.zero_bytes}\n"
+        for name in ("pgtables_bytes", "empty_bytes", "zero_bytes", "mixed_bytes", "unlocated_bytes"):
+            assert read(tree, f"/{pid}/pt_reclaim/{name}") == f"{getattr(counters, name)}\n"
+        lines = status(tree, pid)
+        assert lines["VmPTE"] == f"{counters.pgtables_bytes >> 10} kB"
+        assert lines["RssAnon"] == f"{counters.anon_bytes >> 10} kB"
+        assert lines["VmSize"] == f"{counters.total_vm_bytes >> 10} kB"
+
+
+def test_the_numbers_are_those_of_the_trace(tree: Tree) -> None:
+    assert read(tree, "/1/pt_reclaim/empty_bytes") == f"{5 * 4096}\n"
+    assert read(tree, "/1/pt_reclaim/zero_bytes") == f"{2 * 4096}\n"
+    assert read(tree, "/1/reclaimable_pt_bytes") == f"{7 * 4096}\n"
+    assert read(tree, "/7/reclaimable_pt_bytes") == f"{9 * 4096}\n"
+    assert status(tree, 1)["RssAnon"] == f"{3 * 2048} kB"
+
+
+def test_names_arguments_and_threads(tree: Tree) -> None:
+    assert read(tree, "/1/comm") == "redis-server\n"
+    assert read(tree, "/1/cmdline") == "redis-server\0*:6379\0"
+    assert read(tree, "/2/cmdline") == ""
+    lines = status(tree, 1)
+    assert (lines["Name"], lines["Threads"], lines["Uid"]) == ("redis-server", "2", "33\t33\t33\t33")
+    assert status(tree, 2)["Name"] == "sim web) x\\\\y"
+    assert status(tree, 2)["PPid"] == "1"
+
+
+def test_maps(tree: Tree) -> None:
+    lines = read(tree, "/1/maps").splitlines()
+    assert lines[0].startswith("00400000-00402000 r-xp 00001000 00:00 ")
+    assert lines[0].endswith(" /usr/bin/redis-server")
+    assert lines[1] == f"{AT:x}-{AT + 11 * SPAN:x} rw-p 00000000 00:00 0 "
+
+
+def test_the_daemon_itself(tree: Tree) -> None:
+    assert read(tree, "/sys/pterefd/version") == f"{__version__}\n"
+    assert read(tree, "/sys/pterefd/profile") == "rfc-2022\n"
+    assert read(tree, "/sys/pterefd/pid") == f"{os.getpid()}\n"
+
+
+# -- free_ptes -------------------------------------------------------------------------------------
+
+
+def test_a_pid_frees_what_the_file_said_and_no_more(tree: Tree) -> None:
+    before, could = int(read(tree, "/1/pt_reclaim/pgtables_bytes")), int(read(tree, "/1/reclaimable_pt_bytes"))
+    anon, other = status(tree, 1)["RssAnon"], read(tree, "/7/reclaimable_pt_bytes")
+    assert write(tree, "/sys/vm/free_ptes", "1\n") == 2
+    assert int(read(tree, "/1/pt_reclaim/pgtables_bytes")) == before - could
+    assert read(tree, "/1/reclaimable_pt_bytes") == "0\n"
+    assert status(tree, 1)["RssAnon"] == anon
+    assert read(tree, "/7/reclaimable_pt_bytes") == other
+
+
+def test_0_frees_every_mm(tree: Tree, here: House) -> None:
+    assert write(tree, "/sys/vm/free_ptes", "0\n") == 2
+    assert [read(tree, f"/{pid}/reclaimable_pt_bytes") for pid in here.host.pids()] == ["0\n"] * 3
+    here.host.validate()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("x", errno.EINVAL),
+        ("-1", errno.EINVAL),
+        ("2147483648", errno.EINVAL),
+        ("\n", errno.EINVAL),
+        ("3", errno.ESRCH),
+        ("2147483647", errno.ESRCH),
+    ],
+)
+def test_free_ptes_refuses(tree: Tree, text: str, code: int) -> None:
+    with pytest.raises((OSError, Exception)) as refused:
+        write(tree, "/sys/vm/free_ptes", text)
+    assert refused.value.errno == code  # type: ignore[attr-defined]
+    assert read(tree, "/1/reclaimable_pt_bytes") == f"{7 * 4096}\n"
+
+
+# -- the rest --------------------------------------------------------------------------------------
+
+
+def test_the_policy_is_chosen_by_name(tree: Tree, here: House) -> None:
+    available = read(tree, "/sys/vm/pt_reclaim/available_policies").split()
+    assert read(tree, "/sys/vm/pt_reclaim/policy") == f"{here.reclaimer.policy}\n"
+    assert "largest_first" in available
+    for name in available:
+        assert write(tree, "/sys/vm/pt_reclaim/policy", f"{name}\n") == len(name) + 1
+        assert read(tree, "/sys/vm/pt_reclaim/policy") == f"{name}\n"
+
+
+def test_triggers_are_chosen_by_name(tree: Tree) -> None:
+    assert read(tree, "/sys/vm/pt_reclaim/triggers") == "on_demand\n"
+    assert "on_demand" in read(tree, "/sys/vm/pt_reclaim/available_triggers").split()
+    write(tree, "/sys/vm/pt_reclaim/triggers", "\n")
+    assert read(tree, "/sys/vm/pt_reclaim/triggers") == "\n"
+    write(tree, "/sys/vm/pt_reclaim/triggers", "on_demand\n")
+    assert read(tree, "/sys/vm/pt_reclaim/triggers") == "on_demand\n"
+
+
+@pytest.mark.parametrize("path", ["policy", "triggers"])
+def test_a_name_that_nobody_has_is_einval(tree: Tree, path: str) -> None:
+    before = read(tree, f"/sys/vm/pt_reclaim/{path}")
+    with pytest.raises(Exception, match="nobody") as refused:
+        write(tree, f"/sys/vm/pt_reclaim/{path}", "nobody\n")
+    assert refused.value.errno == errno.EINVAL  # type: ignore[attr-defined]
+    assert read(tree, f"/sys/vm/pt_reclaim/{path}") == before
+
+
+@pytest.mark.parametrize("where", ["replay", "replay/0"])
+def test_the_speed_of_a_replay(tree: Tree, where: str) -> None:
+    path = f"/sys/pterefd/{where}/speed"
+    assert read(tree, path) == "max\n"
+    for text, shown in (("2.5\n", "2.5"), ("1", "1"), ("max\n", "max"), ("1000000", "1000000")):
+        write(tree, path, text)
+        assert read(tree, path) == f"{shown}\n"
+    for text in ("0", "-1", "fast", "nan", "inf", ""):
+        if text:
+            with pytest.raises(Exception, match="speed"):
+                write(tree, path, text)
+    assert read(tree, path) == "1000000\n"
+
+
+def test_the_position_and_state_of_a_replay_that_is_over(tree: Tree, here: House) -> None:
+    events = here.replays[0].events
+    assert read(tree, "/sys/pterefd/replay/position") == f"{events}/{events}\n"
+    assert read(tree, "/sys/pterefd/replay/0/state") == "ended\n"
+    with pytest.raises(Exception, match="pause or resume"):
+        write(tree, "/sys/pterefd/replay/state", "stop")
+
+
+# -- through a real mount --------------------------------------------------------------------------
+
+
+@pytest.mark.mount
+def test_a_shell_frees_page_tables(tree: Tree, here: House, mounted: Callable[[Tree], Path]) -> None:
+    mnt = mounted(tree)
+
+    def sh(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=mnt)
+
+    def vm_pte() -> int:
+        return int(sh("grep VmPTE 1/status").stdout.split()[1])
+
+    before, could = vm_pte(), int(sh("cat 1/reclaimable_pt_bytes").stdout)
+    assert could == 7 * 4096
+    assert sh("echo 1 > sys/vm/free_ptes").returncode == 0
+    assert before - vm_pte() == could >> 10
+    assert sh("cat 1/reclaimable_pt_bytes").stdout == "0\n"
+    assert sh("echo 77 > sys/vm/free_ptes").returncode != 0
+    here.host.validate()
+
+
+@pytest.mark.mount
+def test_the_whole_tree_can_be_read_through_the_mount(tree: Tree, mounted: Callable[[Tree], Path]) -> None:
+    mnt = mounted(tree)
+    found: dict[str, Any] = {}
+    for path in sorted(mnt.rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(mnt))
+            found[name] = None if name == "sys/vm/free_ptes" else path.read_text()
+    assert set(found) == set(walk(tree))
+    for name, text in found.items():
+        assert text is None or text == read(tree, f"/{name}")
+
+
+@pytest.mark.mount
+def test_errnos_reach_the_writer(tree: Tree, mounted: Callable[[Tree], Path]) -> None:
+    mnt = mounted(tree)
+    for path, data, code in (
+        ("sys/vm/free_ptes", b"x", errno.EINVAL),
+        ("sys/vm/free_ptes", b"3\n", errno.ESRCH),
+        ("sys/vm/pt_reclaim/policy", b"nobody", errno.EINVAL),
+        ("sys/pterefd/replay/speed", b"fast", errno.EINVAL),
+    ):
+        fd = os.open(mnt / path, os.O_WRONLY)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            os.write(fd, data)
+        os.close(fd)
