@@ -18,4 +18,4 @@ def command(as_json: bool) -> int:
         print_json({"checks": rows})
     else:
         click.echo(doctor.render(rows), nl=False)
-    return 0
+    return doctor.exit_code(rows)
