@@ -92,29 +92,28 @@ def add_snapshot(table: Table, new: Exec) -> None:
     if snapshot.cmdline:
         known["cmdline"] = snapshot.cmdline  # type: ignore[assignment]
     table.add(t, "exec", FIRST, pid=pid, comm=snapshot.comm, **known)
-    late = []
+    late: list[tuple[str, dict[str, int | str]]] = []  # calls behind the entries: with them the snapshot ends
     for mapping in snapshot.maps:
         start, length = mapping.start, mapping.end - mapping.start
         set_flags = snapshot.flags.get(start, frozenset())
         prot, flags = mapping.prot, map_flags(mapping.perms, mapping.path, set_flags, bool(mapping.inode))
         if "ac" in set_flags and "w" not in prot and not mapping.shared:
             # it was writable when it was accounted (VM_ACCOUNT), which it still is
-            late.append((start, length, prot))
+            late.append(("mprotect", {"addr": start, "len": length, "prot": prot}))
             prot = f"{prot[0]}w{prot[2]}"
         place = {"addr": start, "len": length, "prot": prot, "flags": flags}
         offset = mapping.offset if mapping.inode else ABSENT
         file = {"path": mapping.path or None, "offset": offset, "file_size": snapshot.sizes.get(start, ABSENT)}
         table.add(t, "mmap", FIRST, pid=pid, **place, **file)
         for advice in advice_of(set_flags):
-            table.add(t, "madvise", FIRST, pid=pid, addr=start, len=length, advice=advice)
+            late.append(("madvise", {"addr": start, "len": length, "advice": advice}))
+        if "lo" in set_flags:  # it makes entries where there are none
+            late.append(("mlock", {"addr": start, "len": length, "onfault": int("lf" in set_flags)}))
     for row in snapshot.state:
         table.add(t, "state", FIRST, pid=pid, addr=row.start, len=row.end - row.start, entry=row.entry)
-    for start, length, prot in late:
-        table.add(t, "mprotect", FIRST, pid=pid, addr=start, len=length, prot=prot)
-    for mapping in snapshot.maps:  # behind the entries, since locking makes entries where there are none
-        if "lo" in snapshot.flags.get(mapping.start, ()):
-            table.add(t, "mlock", FIRST, pid=pid, addr=mapping.start, len=mapping.end - mapping.start)
     _add_heap(table, t, pid, snapshot)
+    for op, fields in late:
+        table.add(t, op, FIRST, pid=pid, **fields)
 
 
 def map_flags(perms: str, path: str, set_flags: frozenset[str], is_file: bool) -> str:
