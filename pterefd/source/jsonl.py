@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.json as pj
@@ -78,7 +79,9 @@ class JsonLinesTrace(Trace):
                     if len(rest) > _MAX_LINE:
                         raise TraceError(f"{self.path}:{line}: the line is longer than {_MAX_LINE} bytes")
                     continue
-                chunk = (rest + whole + newline).replace(b"\r\n", b"\n")
+                chunk = rest + whole + newline
+                if b"\r" in chunk:
+                    chunk = chunk.replace(b"\r\n", b"\n")
                 yield line, chunk
                 line, rest = line + chunk.count(b"\n"), tail
         if rest:
@@ -86,7 +89,7 @@ class JsonLinesTrace(Trace):
 
     @cached_property
     def _count(self) -> int:
-        return sum(_count_events(chunk) for _, chunk in self._chunks())
+        return sum(len(_event_lines(line, chunk)) for line, chunk in self._chunks())
 
     @property
     def events(self) -> int:
@@ -133,7 +136,7 @@ class JsonLinesTrace(Trace):
         Arrow splits at objects, not at lines, and crashes on a lone `null`: every line must begin and end as an object
         does (which nested values, all refused, cannot imitate), and there must be as many objects as lines.
         """
-        if not chunk.startswith(b"{") or chunk.count(b"\n{") != lines - 1 or chunk.count(b"}\n") != lines:
+        if not _objects_alone(chunk):
             return None
         try:
             if not chunk.isascii():
@@ -238,19 +241,24 @@ def _repeated(text: bytes, distinct: int) -> list[str]:
         pairs[:] = items  # the outermost object comes last
         return dict(items)
 
-    json.loads(text, object_pairs_hook=keep)
+    try:
+        json.loads(text, object_pairs_hook=keep)
+    except RecursionError:
+        return []  # no field takes values that deep: the rules will say so
     names = [name for name, _ in pairs]
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
-def _count_events(chunk: bytes) -> int:
-    lines = chunk.count(b"\n")
-    return lines if chunk.count(b"}\n") == lines else len(_event_lines(1, chunk))
+def _objects_alone(chunk: bytes) -> bool:
+    """Whether every line begins with { and ends with }."""
+    text = np.frombuffer(chunk, dtype=np.uint8)
+    ends = np.flatnonzero(text == ord("\n"))
+    begins = text[ends[:-1] + 1]
+    return text[0] == ord("{") and bool((begins == ord("{")).all()) and bool((text[ends - 1] == ord("}")).all())
 
 
 def _event_lines(line: int, chunk: bytes) -> Sequence[int]:
     """Numbers of the lines that are not blank."""
-    lines = chunk.count(b"\n")
-    if chunk.count(b"}\n") == lines:
-        return range(line, line + lines)
+    if _objects_alone(chunk):
+        return range(line, line + chunk.count(b"\n"))
     return [number for number, text in enumerate(chunk[:-1].split(b"\n"), line) if text.strip()]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pterefd.errors import TraceError
 from pterefd.source.columns import Suspect, canonical, fits
 from pterefd.source.decode import Decoder
+from pterefd.source.footer import BadFooter, sealed_footer, used_columns
 from pterefd.source.meta import TraceMeta, meta_from_json
 from pterefd.source.rules import BadEvent, Stream, check_event
 from pterefd.source.schema import FIELD, META_KEY, STRING_NAMES
@@ -19,7 +20,7 @@ from pterefd.source.trace import BATCH_EVENTS, Piece, Trace
 
 _EXACT_ROWS = 4096  # rows at a time in the exact pass
 
-_DAMAGE = (pa.ArrowException, OSError, MemoryError)
+_DAMAGE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 
 
 class ParquetTrace(Trace):
@@ -38,12 +39,14 @@ class ParquetTrace(Trace):
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
-        # No memory map: a file that is cut off while it is read would be a SIGBUS. One thread: replay has the other.
+        """The open file, its footer checked. Nothing inside the block may raise what Arrow raises of damaged data."""
         try:
+            sealed_footer(self.path)
+            # no memory map: a file that is cut off while it is read would be a SIGBUS
             file = pq.ParquetFile(
                 self.path, read_dictionary=self._words, page_checksum_verification=True, pre_buffer=False
             )
-        except _DAMAGE as error:
+        except (*_DAMAGE, BadFooter) as error:
             raise TraceError(f"{self.path}: cut off or damaged Parquet: {_one_line(error)}") from None
         with file:
             yield file
@@ -73,14 +76,23 @@ class ParquetTrace(Trace):
         """Yield the rows in order, checked, a row group at a time (in parts where it is long)."""
         decoder = Decoder()
         with self._open() as file:
-            for group in range(file.num_row_groups):
-                for rows in self._row_group(file, group, decoder):
+            for group, used in enumerate(self._used(file)):
+                for rows in self._row_group(file, group, _in_use(used), decoder):
                     yield self._piece(rows, decoder)
+        if decoder.next != self._events:
+            raise TraceError(f"{self.path}: damaged: {decoder.next} rows where the footer says {self._events}")
 
-    def _row_group(self, file: pq.ParquetFile, group: int, decoder: Decoder) -> Iterator[pa.RecordBatch]:
+    def _used(self, file: pq.ParquetFile) -> list[set[str]]:
+        try:
+            return used_columns(self.path, file)
+        except (BadFooter, OSError) as error:
+            raise TraceError(f"{self.path}: cut off or damaged Parquet: {error}") from None
+
+    def _row_group(
+        self, file: pq.ParquetFile, group: int, names: list[str], decoder: Decoder
+    ) -> Iterator[pa.RecordBatch]:
         """The parts of a row group, with only the columns in which something stands."""
         try:
-            names = _used_columns(file.metadata.row_group(group))
             yield from file.iter_batches(BATCH_EVENTS, row_groups=[group], columns=names, use_threads=False)
         except _DAMAGE as error:
             raise TraceError(f"{self.where(decoder.next)} and following: damaged: {_one_line(error)}") from None
@@ -90,6 +102,8 @@ class ParquetTrace(Trace):
         try:
             arrays = _canonical_columns(rows)
             return Piece(arrays, decoder.decode(arrays, n))
+        except UnicodeDecodeError as error:
+            raise TraceError(f"{self.where(decoder.next)} and following: not UTF-8: {error.reason}") from None
         except (Suspect, pa.ArrowInvalid):
             raise self._first_error(rows, decoder) from None
 
@@ -118,19 +132,12 @@ def _canonical_columns(rows: pa.RecordBatch) -> dict[str, pa.Array]:
     return {name: canonical(name, rows.column(name)) for name in rows.schema.names}
 
 
-def _used_columns(group: pq.RowGroupMetaData) -> list[str]:
-    """Names of the columns that are not null all through the row group, as its statistics say."""
-    used = set()
-    for index in range(group.num_columns):
-        column = group.column(index)
-        statistics = column.statistics
-        # cmdline: an empty list counts as a null there; comm says whether there is an exec
-        name = column.path_in_schema.partition(".")[0]
-        if statistics is None or not statistics.has_null_count or statistics.null_count < column.num_values:
-            used.add(name)
-    if "comm" in used:
-        used.add("cmdline")
-    return [name for name in FIELD if name in used]
+def _in_use(used: set[str]) -> list[str]:
+    """The columns to read, in the order of the schema.
+
+    An empty command line counts as a null in the footer: it is read wherever there is an exec.
+    """
+    return [name for name in FIELD if name in used or (name == "cmdline" and "comm" in used)]
 
 
 def _one_line(error: BaseException) -> str:

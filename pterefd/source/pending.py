@@ -80,11 +80,12 @@ class Pending:
     def add(self, op: str, fields: Mapping[str, Any]) -> None:
         """Keep one event; None is as if absent. KeyError: no such op or field."""
         shape = (op, *fields)
-        group = self._groups.get(shape)
-        if group is None:
-            group = self._groups[shape] = _new_group(shape)
-        group[0].append(self.n)
-        group[1].append(tuple(fields.values()))
+        try:
+            rows, events = self._groups[shape]
+        except KeyError:
+            rows, events = self._groups[shape] = _new_group(shape)
+        rows.append(self.n)
+        events.append(tuple(fields.values()))
         self.n += 1
 
     def take(self) -> Part:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pterefd.source.footer import seal
 from pterefd.source.schema import META_KEY
 
 
@@ -18,17 +19,21 @@ class Sink:
     def __init__(self, path: Path) -> None:
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115
         self._discarding = False
+        self._held: bytearray | None = None
 
     def write(self, data: Any) -> int:
         """Write all of it; a write to a file may be short."""
         rest = memoryview(data).cast("B")
         size = len(rest)
+        if self._held is not None:
+            self._held += rest
+            return size
         while len(rest) and not self._discarding:
             rest = rest[self._file.write(rest) :]
         return size
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._file.tell() + len(self._held or b"")
 
     def flush(self) -> None:
         self._file.flush()
@@ -41,8 +46,14 @@ class Sink:
         """Make sure that `size` bytes more have room. OSError where they have none."""
         os.posix_fallocate(self._file.fileno(), self._file.tell(), size)
 
+    def hold(self) -> None:
+        """What is written from here on is the footer: it is kept back until `finish`, for its checksum."""
+        self._held = bytearray()
+
     def finish(self) -> None:
-        """Give back what was reserved and not used, and bring the file to the disk."""
+        """Write the footer, give back what was reserved and not used, and bring the file to the disk."""
+        footer, self._held = bytes(self._held or b""), None
+        self.write(seal(footer) + footer)
         self._file.truncate()  # at the position
         os.fsync(self._file.fileno())
         self._file.close()

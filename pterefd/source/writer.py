@@ -187,6 +187,7 @@ class TraceWriter:
         """End the file where it is and give it its name."""
         self.closed = True
         try:
+            self._file.hold()
             self._parquet.close()
             self._file.finish()
             refuse_existing(self.path, self._force)
