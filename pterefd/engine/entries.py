@@ -165,7 +165,7 @@ def settle(s, m, t, i, p, old_ref, mapped, zero, tidy):
 def apply_one(s, m, t, i, p, j, transition):
     """One entry by a transition. Returns True where it changed."""
     old = entry_at(s, p, j)
-    new = int(TRANSITIONS[transition, old])
+    new = TRANSITIONS[transition, old]
     if new == old:
         return False
     x = own_row(s, p)
@@ -186,7 +186,7 @@ def apply_one(s, m, t, i, p, j, transition):
 @kernel
 def _apply_uniform(s, m, t, i, p, transition, state):
     """All 512 entries of a uniform page."""
-    new = int(TRANSITIONS[transition, state])
+    new = TRANSITIONS[transition, state]
     if new == state:
         return
     s.mm[m, M_E + (state & E_STATE)] -= 512
@@ -218,7 +218,7 @@ def apply(s, m, t, i, p, begin, end, transition):
     changed = False
     for j in range(begin, end):
         old = s.ent[x, j]
-        new = int(TRANSITIONS[transition, old])
+        new = TRANSITIONS[transition, old]
         if new != old:
             changed = True
             s.ent[x, j] = new

@@ -182,8 +182,8 @@ N_TRANSITIONS = T_SET + N_STATES  # T_SET + state: becomes that state whatever i
 
 
 def _transitions() -> np.ndarray:
-    """uint8[N_TRANSITIONS, E_CODES]; kernel-rules.md, section 2."""
-    table = np.tile(np.arange(E_CODES, dtype=np.uint8), (N_TRANSITIONS, 1))
+    """int64[N_TRANSITIONS, E_CODES] (a kernel's integers are all int64); kernel-rules.md, section 2."""
+    table = np.tile(np.arange(E_CODES, dtype=np.int64), (N_TRANSITIONS, 1))
     lazy = E_ANON | E_LAZY
 
     table[T_ZAP] = E_NONE  # mm/memory.c zap_pte_range; a guard marker stays in MADV_DONTNEED

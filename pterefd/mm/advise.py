@@ -168,7 +168,7 @@ def _populate(s, m, start, end, write):
             return ENOMEM
         v = vma_record(s, m, k)
         piece = min(end, s.vma[v, V_END])
-        if s.vma[v, V_FLAGS] & VM_PFNMAP or not fault_in(s, m, k, addr, piece, write):
+        if s.vma[v, V_FLAGS] & VM_PFNMAP or not fault_in(s, m, k, addr, piece, write, False):
             return EINVAL
         addr = piece
     return 0

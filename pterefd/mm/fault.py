@@ -38,6 +38,7 @@ from pterefd.mm.files import beyond_end, map_page, read_fault
 from pterefd.mm.vma import account, add_range, prepare_anon, set_start, vma_at, vma_count, vma_first, vma_record
 
 STACK_GUARD_PAGES = 256  # stack_guard_gap
+STACK_LIMIT = 8 << 20  # RLIMIT_STACK's usual value; recordings do not say it
 
 
 @kernel
@@ -55,7 +56,7 @@ def expand_stack(s, m, addr):
     if k >= vma_count(s, m):
         return -1
     v = vma_record(s, m, k)
-    if not s.vma[v, V_FLAGS] & VM_GROWSDOWN:
+    if not s.vma[v, V_FLAGS] & VM_GROWSDOWN or s.vma[v, V_END] - addr > STACK_LIMIT:
         return -1
     if k > 0:
         below = vma_record(s, m, k - 1)
@@ -70,8 +71,10 @@ def expand_stack(s, m, addr):
 
 
 @kernel
-def mapping_for(s, m, addr, end, imply):
+def mapping_for(s, m, addr, end, failed, imply):
     """Index of the mapping that an access of addr meets; -1 where none.
+
+    failed: the access is known to have failed, so nothing grows for it.
 
     imply: where none is, count the access and take [addr, end of hole or of the access) as anonymous
     memory that the recording missed.
@@ -79,9 +82,14 @@ def mapping_for(s, m, addr, end, imply):
     k = vma_at(s, m, addr)
     if k >= 0:
         return k
+    if failed:
+        return -1
     k = expand_stack(s, m, addr)
-    if k >= 0 or not imply:
+    if k >= 0:
         return k
+    if not imply:
+        s.g[G_OUTSIDE] += 1
+        return -1
     following = vma_first(s, m, addr)
     if following < vma_count(s, m):
         end = min(end, s.vma[vma_record(s, m, following), V_START])
@@ -167,13 +175,12 @@ def fill_span(s, m, addr, end, write):
 
 
 @kernel
-def fault_range(s, m, start, end, write, imply):
+def fault_range(s, m, start, end, write, failed, imply):
     """Every page of [start, end) is accessed, in order; a page that fails is passed over."""
     addr = start
     while addr < end:
-        k = mapping_for(s, m, addr, end, imply)
+        k = mapping_for(s, m, addr, end, failed, imply)
         if k < 0:
-            s.g[G_OUTSIDE] += 1
             addr += PAGE
             continue
         v = vma_record(s, m, k)

@@ -23,6 +23,7 @@ from pterefd.engine.layout import (
     VM_MAYBE_GUARD,
     VM_NORESERVE,
     VM_PFNMAP,
+    VM_READ,
     VM_SHARED,
     VM_SPECIAL,
     VM_WRITE,
@@ -36,11 +37,14 @@ EINVAL = 22
 
 
 @kernel
-def fault_in(s, m, k, start, end, write):
-    """Pages [start, end) of the k-th mapping as if accessed; stops at the first that fails. True: all done."""
+def fault_in(s, m, k, start, end, write, force):
+    """Pages [start, end) of the k-th mapping through get_user_pages; stops at the first that fails. True: all done.
+
+    force: FOLL_FORCE, so that a mapping which can be accessed at all can be read.
+    """
     v = vma_record(s, m, k)
     flags = s.vma[v, V_FLAGS]
-    if not allows(flags, write):
+    if not allows(flags, write) or not (write or force or flags & VM_READ):
         return False
     addr = start
     if s.vma[v, V_OBJ] < 0 and not flags & (VM_MAYBE_GUARD | VM_HUGETLB):
@@ -71,7 +75,7 @@ def populate(s, m, start, end, keep_on):
         high = min(end, s.vma[v, V_END])
         if not flags & (VM_PFNMAP | VM_LOCKONFAULT):
             write = flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-            if not fault_in(s, m, k, low, high, write) and not keep_on:
+            if not fault_in(s, m, k, low, high, write, True) and not keep_on:
                 return ENOMEM
         k += 1
     return 0
@@ -148,6 +152,6 @@ def mprotect(s, m, start, end, prot):
         if flags != old:
             k = modify_range(s, m, k, addr, piece, flags)
             if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and prot & VM_WRITE and not old & VM_LOCKONFAULT:
-                fault_in(s, m, k, addr, piece, True)
+                fault_in(s, m, k, addr, piece, True, True)
         addr = piece
     return 0

@@ -308,8 +308,8 @@ def mremap(s, m, old, old_len, new, new_len, dontunmap):
                 _grow(s, m, k, old, old_len, new_len)
         return
     note_rss(s, m)
-    munmap(s, m, new, new + new_len)
     if new_len < old_len and not dontunmap:
+        munmap(s, m, new, new + new_len)
         munmap(s, m, old + new_len, old + old_len)
         old_len = new_len
     end = old + old_len
@@ -325,5 +325,8 @@ def mremap(s, m, old, old_len, new, new_len, dontunmap):
         piece = min(end, s.vma[v, V_END])
         length = piece - low
         grown = new_len if low == old and piece == end else length
+        # each piece makes its own room: what lies between the pieces at the destination stays (remap_move)
+        munmap(s, m, new + (low - old), new + (low - old) + grown)
+        k = vma_first(s, m, low)
         _move(s, m, k, low, length, new + (low - old), grown, dontunmap)
         addr = piece

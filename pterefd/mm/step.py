@@ -88,7 +88,7 @@ def set_state(s, m, start, end, state, tables):
     while addr < end:
         k = vma_at(s, m, addr)
         if k < 0:
-            k = mapping_for(s, m, addr, end, True)
+            k = mapping_for(s, m, addr, end, False, True)
         v = vma_record(s, m, k)
         piece = min(end, s.vma[v, V_END])
         if state == E_GUARD:
@@ -142,7 +142,7 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
                 mark_dirty(s, m)
         if o == OP_FAULT:
             if m:
-                _fault_event(s, m, addr[e], length[e], arg[e] != 0, imply)
+                _fault_event(s, m, addr[e], length[e], arg[e] != 0, err[e] != 0, imply)
                 s.mm[m, M_LAST_FAULT] = t[e]
             else:
                 s.g[G_SKIPPED] += 1
@@ -177,15 +177,15 @@ def mark_all_dirty(s):
 
 
 @kernel
-def _fault_event(s, m, addr, length, write, imply):
+def _fault_event(s, m, addr, length, write, failed, imply):
     """`fault`: one page, or every page of a range."""
     s.mm[m, M_BEGUN] = 1
     if length == PAGE:
-        k = mapping_for(s, m, addr, addr + PAGE, imply)
+        k = mapping_for(s, m, addr, addr + PAGE, failed, imply)
         if k >= 0:
             fault_page(s, m, k, addr, write)
     else:
-        fault_range(s, m, addr, addr + length, write, imply)
+        fault_range(s, m, addr, addr + length, write, failed, imply)
 
 
 @kernel
