@@ -9,12 +9,12 @@ import click
 
 from pterefd import quantities
 from pterefd.cli.options import FILE, Quantity, progress
-from pterefd.errors import BadInput, PterefdError
+from pterefd.errors import PterefdError
 
 EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselves, not the command
 
 
-@click.command("record", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command("record", context_settings={"allow_interspersed_args": False})
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="The trace that is written (.parquet).")
 @click.option(
     "--checkpoint-every",
@@ -70,6 +70,6 @@ def command(
             return 0
         try:
             return recorder.record_command(list(argv), options)
-        except (PterefdError, BadInput) as error:
+        except PterefdError as error:
             print(f"pterefd: {error}", file=sys.stderr)
             return EXIT_RECORDER
