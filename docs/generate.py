@@ -12,11 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from prometheus_client import Metric
 
-from pterefd import hookspecs
+from pterefd import hookspecs, log, paths
 from pterefd.cli.group import COMMANDS, cli
+from pterefd.host.host import Host
+from pterefd.metrics import HostCollector
+from pterefd.mm.profile import named
 from pterefd.procfs.root import ROOT
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
+from pterefd.reclaim.plugins import Plugins
+from pterefd.reclaim.reclaimer import Reclaimer
 
 HERE = Path(__file__).resolve().parent
 PAGES = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))
@@ -74,7 +80,31 @@ def hooks() -> str:
     return "\n".join(parts)
 
 
-PARTS: dict[str, Callable[[], str]] = {"commands": commands, "nodes": nodes, "hooks": hooks}
+def metrics() -> str:
+    """Every metric that a host without mms has, which is every one."""
+    plugins = Plugins()
+    plugins.load([paths.share("plugins")])
+    host = Host(named("rfc-2022"))
+    families = HostCollector(host, Reclaimer(host, plugins, log.get())).collect()
+    head = "| metric | type | labels | what it is |\n| --- | --- | --- | --- |\n"
+    return head + "".join(
+        f"| `{_exposed(family)}` | {family.type} | {', '.join(_labels(family))} | {family.documentation} |\n"
+        for family in families
+    )
+
+
+def _exposed(family: Metric) -> str:
+    """The name as a scrape shows it."""
+    return family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+
+
+def _labels(family: Metric) -> tuple[str, ...]:
+    if family.type == "info":
+        return tuple(family.samples[0].labels)
+    return tuple(getattr(family, "_labelnames", ()))
+
+
+PARTS: dict[str, Callable[[], str]] = {"commands": commands, "nodes": nodes, "hooks": hooks, "metrics": metrics}
 
 
 def renewed(page: Path) -> str:
