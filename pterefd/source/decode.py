@@ -1,7 +1,7 @@
 """From columns to batches: a piece of a trace is checked and translated as a whole.
 
 Everything here works on whole columns. A doubt anywhere raises `Suspect` and leaves the decoder as it was; the caller
-then goes through the piece event by event (`rules.check_event`, `Stream.step`) to name the first error.
+then goes through the piece event by event (`check_event`, `Stream.step`) to name the first error.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pterefd.mm import events
-from pterefd.mm.events import ADVICE_CODE, ENTRY_CODE, OP_CODE, OPS, Batch
+from pterefd.mm.events import ADVICE_CODE, ENTRY_CODE, OPS, Batch
 from pterefd.source.columns import Columns, IntArray, Suspect
-from pterefd.source.rules import BadEvent, Stream, flags_bits
+from pterefd.source.rules import BadEvent, flags_bits
 from pterefd.source.schema import (
     ADDRESS_END,
     ERRNO,
@@ -30,6 +30,7 @@ from pterefd.source.schema import (
     PROTS,
     RANGE_OPS,
 )
+from pterefd.source.stream import Stream
 
 _ALLOWED = {field.name: np.array([field.name in OP[op].fields for op in OPS]) for field in FIELDS}
 _REQUIRED = {field.name: np.array([field.name in OP[op].required for op in OPS]) for field in FIELDS}
@@ -76,7 +77,11 @@ class Decoder:
             first=self.next,
         )
         self._fill(batch, columns)
-        self._advance(batch, columns)
+        self.stream.advance(
+            batch,
+            t=columns.column("t").values if "t" in columns else None,
+            all_have_pid="pid" in columns and columns.column("pid").rows is None,
+        )
         self.next += n
         return batch
 
@@ -107,18 +112,6 @@ class Decoder:
         out[slice(None) if column.rows is None else column.rows] = table[column.values]
         return out
 
-    def _advance(self, batch: Batch, columns: Columns) -> None:
-        """Time and the lives of pids. Suspect: either is broken; what was changed is taken back."""
-        last_t = self.stream.last_t
-        if "t" in columns:
-            t = columns.column("t").values
-            if t[0] < last_t or np.any(t[1:] < t[:-1]):
-                raise Suspect
-            last_t = int(t[-1])
-        if "pid" in columns:
-            _live(self.stream.alive, batch, columns.column("pid").rows)
-        self.stream.last_t = last_t
-
 
 def _zeros(n: int, dtype: type = np.int64) -> npt.NDArray[Any]:
     return np.zeros(n, dtype=dtype)
@@ -148,7 +141,7 @@ def _check_range(name: str, columns: Columns) -> None:
     if field.type != INT:
         return
     if name == "t":
-        return  # from 0 on, by its order: Decoder._advance
+        return  # from 0 on, by its order: Stream.advance
     values = columns.column(name).values
     if name in _ADDRESSES:
         # one pass: no bit may be set but those of a page in the user half
@@ -286,72 +279,3 @@ def _check_expects(columns: Columns) -> None:
     t0, t1 = columns.full("t0", -1)[rows], columns.full("t1", -1)[rows]
     if np.any((t0 < 0) != (t1 < 0)) or np.any(t0 > t1):
         raise Suspect
-
-
-_FEW = 64
-_LIFE = np.array([op in ("exec", "fork", "exit") for op in OPS])
-
-
-def _live(alive: npt.NDArray[np.bool_], batch: Batch, rows: IntArray | None) -> None:
-    """Check and advance which pids live. Suspect: a pid that does not; `alive` is then as before.
-
-    rows: the events that have a pid, None where all have.
-    """
-    life = np.flatnonzero(_LIFE[batch.op])
-    pid = batch.pid
-    if rows is not None:
-        # cache and truncate have no pid: let them pass as pid 0
-        alive[0] = True
-    try:
-        if not len(life):
-            _all_alive(alive, pid)
-        else:
-            _live_segments(alive, batch, life)
-    finally:
-        alive[0] = False
-
-
-def _all_alive(alive: npt.NDArray[np.bool_], pid: npt.NDArray[np.int32]) -> None:
-    if len(pid) > _FEW and pid.min() == pid.max():
-        pid = pid[:1]  # one process, as in most batches: finding that out is cheaper than looking each one up
-    if not alive[pid].all():
-        raise Suspect
-
-
-def _live_segments(alive: npt.NDArray[np.bool_], batch: Batch, life: IntArray) -> None:
-    """Between two events that start or end a pid, all pids must be alive; the events themselves are few."""
-    undo: list[tuple[int, bool]] = []
-    begin = 0
-    try:
-        for row, op, pid, arg, err in zip(
-            life.tolist(),
-            batch.op[life].tolist(),
-            batch.pid[life].tolist(),
-            batch.arg[life].tolist(),
-            batch.err[life].tolist(),
-            strict=True,
-        ):
-            if row > begin:
-                _all_alive(alive, batch.pid[begin:row])
-            begin = row + 1
-            _live_event(alive, (op, pid, arg, err), undo)
-        _all_alive(alive, batch.pid[begin:])
-    except Suspect:
-        for pid, was in reversed(undo):
-            alive[pid] = was
-        raise
-
-
-def _live_event(alive: npt.NDArray[np.bool_], event: tuple[int, int, int, int], undo: list[tuple[int, bool]]) -> None:
-    """One exec, fork or exit (op, pid, arg, err), as Stream.step does it."""
-    op, pid, child, err = event
-    if not alive[pid] and (op != OP_CODE["exec"] or err):
-        raise Suspect
-    if err:
-        return
-    if op == OP_CODE["fork"]:
-        if child <= 0 or alive[child]:
-            raise Suspect
-        pid = child
-    undo.append((pid, bool(alive[pid])))
-    alive[pid] = op != OP_CODE["exit"]

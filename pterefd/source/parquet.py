@@ -14,8 +14,9 @@ from pterefd.source.columns import Suspect, canonical, fits
 from pterefd.source.decode import Decoder
 from pterefd.source.footer import BadFooter, sealed_footer, used_columns
 from pterefd.source.meta import TraceMeta, meta_from_json
-from pterefd.source.rules import BadEvent, Stream, check_event
+from pterefd.source.rules import BadEvent, check_event
 from pterefd.source.schema import FIELD, META_KEY, STRING_NAMES
+from pterefd.source.stream import Stream
 from pterefd.source.trace import BATCH_EVENTS, Piece, Trace
 
 _EXACT_ROWS = 4096  # rows at a time in the exact pass

@@ -1,16 +1,14 @@
-"""The rules of the trace format for one event, and what must hold from event to event.
+"""The rules of the trace format for one event by itself.
 
 `check_event` is the exact form, one event at a time, with a message that says what is wrong. `decode` checks whole
-batches by the same rules and comes here only to find and name the first error.
+batches by the same rules; this is asked only to find and name the first error. What must hold from event to event is
+in `stream`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from pterefd.mm.events import ADVICE_CODE, ENTRY_CODE, MAP_FLAG_BIT, MAP_PRIVATE, MAP_SHARED
 from pterefd.source.schema import (
@@ -23,7 +21,6 @@ from pterefd.source.schema import (
     LIST,
     OP,
     PAGE_SIZE,
-    PID_MAX,
     PROTS,
     RANGE_OPS,
 )
@@ -170,46 +167,3 @@ def _check_expect(row: Row) -> None:
         raise BadEvent("t0 and t1 go together")
     if "t0" in row and row["t0"] > row["t1"]:
         raise BadEvent(f"t0 {row['t0']} is after t1 {row['t1']}")
-
-
-class Stream:
-    """What must hold from event to event: time does not go back, and a pid is used only while it lives.
-
-    Invariant: alive[pid] is True from the pid's exec (or the fork that made it) to its exit; last_t is the time of the
-    last event that had one.
-    """
-
-    def __init__(self) -> None:
-        self.alive: npt.NDArray[np.bool_] = np.zeros(PID_MAX + 1, dtype=np.bool_)
-        self.last_t = 0
-
-    def copy(self) -> Stream:
-        """The same, to go on from here apart."""
-        other = Stream.__new__(Stream)
-        other.alive, other.last_t = self.alive.copy(), self.last_t
-        return other
-
-    def step(self, row: Row) -> None:
-        """Take one event that `check_event` has passed. BadEvent: time went back, or a pid that does not live."""
-        t = row.get("t")
-        if t is not None:
-            if t < self.last_t:
-                raise BadEvent(f"{row['op']}: t {t} is before the event above it ({self.last_t})")
-            self.last_t = t
-        pid = row.get("pid")
-        if pid is not None:
-            self._step_pid(row["op"], pid, row.get("child"), row.get("errno") is not None)
-
-    def _step_pid(self, op: str, pid: int, child: int | None, failed: bool) -> None:
-        if not self.alive[pid] and (op != "exec" or failed):
-            raise BadEvent(f"{op}: pid {pid} was never started here (no exec or fork, or it has exited)")
-        if failed:
-            return
-        if op == "exec":
-            self.alive[pid] = True
-        elif op == "exit":
-            self.alive[pid] = False
-        elif op == "fork" and child is not None:
-            if self.alive[child]:
-                raise BadEvent(f"fork: child {child} is a pid that is still running")
-            self.alive[child] = True

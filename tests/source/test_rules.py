@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pterefd.errors import TraceError
 from pterefd.mm.events import ADVICE, ENTRIES, MAP_FLAGS
-from pterefd.source.rules import BadEvent, Stream, check_event
+from pterefd.source.rules import BadEvent, check_event
 from pterefd.source.schema import FIELD, OP
+from pterefd.source.stream import Stream
 from pterefd.source.trace import open_trace
 from tests.source.handmade import EXEC, Event, to_jsonl, to_parquet
 
