@@ -62,6 +62,7 @@ $(VENV)/.stamp-self: pyproject.toml pterefd/__init__.py $(VENV)/.stamp-lock
 $(VENV)/.stamp-warm: $(VENV)/.stamp-self $(wildcard pterefd/engine/*.py pterefd/mm/*.py) | packages
 	@echo "setup: compiling the kernels"
 	@$(BIN)/python -c 'import pterefd.mm as mm; getattr(mm, "warm", lambda: None)()'
+	@$(BIN)/pterefd replay etc/traces/*.parquet >/dev/null
 	@touch $@
 
 $(VENV)/.stamp-dev: requirements-dev.lock $(VENV)/.stamp-self | packages-test
