@@ -19,7 +19,9 @@ from pterefd.source.record.table import ABSENT, FIRST, ROWS, Group, Table
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_FAULT_WRITE = 2  # X86_PF_WRITE
+_FAULT_WRITE, _FAULT_USER = 2, 4  # X86_PF_WRITE, X86_PF_USER
+_HEAP_STEP = 1 << 30  # heaps grow by less at a time, so that the steps cover them
+_STACK_ROOM = 128 << 20  # so far the stack may grow down (arch/x86/mm/mmap.c: the least gap below it)
 
 
 @dataclass(slots=True)
@@ -39,8 +41,12 @@ class Assembled:
     unmodelled: dict[str, int] = field(default_factory=dict)
 
 
-def assemble(data: PerfData, marks: Marks, roots: list[int]) -> Assembled:
-    """Bring everything into one table. roots: the processes that the recording began with."""
+def assemble(data: PerfData, marks: Marks, roots: list[int], *, complete: bool = True) -> Assembled:
+    """Bring everything into one table.
+
+    roots: the processes that the recording began with.  complete: every mapping is known (a tracer was there), so that
+    an access elsewhere was refused.
+    """
     table = Table()
     end = marks.end or None
     sides = [side for side in data.sides if end is None or side.t <= end]
@@ -54,9 +60,9 @@ def assemble(data: PerfData, marks: Marks, roots: list[int]) -> Assembled:
     pids = lives.pids(data.samples.tid, data.samples.t)
     if end is not None:
         pids[data.samples.t > end] = NOBODY
-    dropped = _add_faults(table, data, pids, marks)
     translator = Translator(data, table, FileSizes().of)
     translator.translate(pair_calls(data, pids), [side for side in sides if side.kind == MMAP2])
+    dropped = _add_faults(table, data, pids, marks, complete=complete)
     return Assembled(table, begin, data.lost, lives.untraced, lives.stranded, dropped, translator.unmodelled)
 
 
@@ -164,10 +170,12 @@ def _add_checkpoints(table: Table, checkpoints: list[Checkpoint]) -> None:
 # ---- faults --------------------------------------------------------------------------------------
 
 
-def _add_faults(table: Table, data: PerfData, pids: npt.NDArray[np.int32], marks: Marks) -> int:
+def _add_faults(table: Table, data: PerfData, pids: npt.NDArray[np.int32], marks: Marks, *, complete: bool) -> int:
     """Faults of user addresses, less those that mapped nothing; returns how many of these there were."""
     rows, page, error = _faults(data, pids)
     drop = _refused(data, rows, page, marks) | _repeated(data, rows, page, error, marks)
+    if complete:
+        drop |= ((error & _FAULT_USER) == 0) & ~_ever_mapped(table, page)
     keep = ~drop
     rows, page, error = rows[keep], page[keep], error[keep]
     write = (error & _FAULT_WRITE) // _FAULT_WRITE
@@ -189,6 +197,37 @@ def _faults(data: PerfData, pids: npt.NDArray[np.int32]) -> tuple[I64, I64, I64]
     rows, page, error = (np.concatenate([part[i] for part in parts]) for i in range(3))
     order = np.argsort(rows, kind="stable")
     return rows[order], page[order], error[order]
+
+
+def _ever_mapped(table: Table, page: I64) -> Mask:
+    """Which pages lie where anything was mapped at any time.
+
+    The kernel's own accesses elsewhere were system calls with a bad address (EFAULT), of which no signal tells.
+    """
+    starts, ends = [], []
+    for group in table.groups():
+        columns = group.columns
+        if group.op == "mmap":
+            down = table.with_word(columns["flags"], "flags", "growsdown")
+            starts.append(columns["addr"] - np.where(down, _STACK_ROOM, 0))
+            ends.append(columns["addr"] + columns["len"])
+        elif group.op == "mremap":
+            starts.append(columns["new_addr"])
+            ends.append(columns["new_addr"] + columns["new_len"])
+        elif group.op == "brk":
+            starts.append(columns["addr"] - _HEAP_STEP)
+            ends.append(columns["addr"])
+    if not starts:
+        return np.zeros(len(page), dtype=np.bool_)
+    return inside(np.concatenate(starts), np.concatenate(ends), page)
+
+
+def inside(starts: I64, ends: I64, points: I64) -> Mask:
+    """Which points lie in any of the ranges [start, end)."""
+    order = np.argsort(starts, kind="stable")
+    starts, reach = starts[order], np.maximum.accumulate(ends[order])
+    at = np.searchsorted(starts, points, side="right") - 1
+    return (at >= 0) & (points < reach[np.maximum(at, 0)])
 
 
 def _by_task(data: PerfData, rows: I64, tids: set[int]) -> dict[int, I64]:

@@ -58,7 +58,7 @@ def import_perf(
     marks, roots = Reconstruction(data, notes).marks()
     if not marks.execs:
         raise PerfDataError(f"{file}: shows no process from its beginning; --maps FILE tells what was there")
-    assembled = assemble(data, marks, roots)
+    assembled = assemble(data, marks, roots, complete=False)
     if any(mark.attached for mark in marks.execs):
         say("what the process had in memory before is not known: page tables count from there on")
     meta = TraceMeta(

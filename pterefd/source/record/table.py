@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,11 +89,10 @@ class Table:
         """Numbers of the words in the string field's column."""
         return self.words[name].numbers(words)
 
-    def map(self, change: Callable[[Table, Group], None]) -> None:
-        """Let a function change every group in place."""
-        self._settle()
-        for group in self._groups:
-            change(self, group)
+    def with_word(self, values: I64, name: str, word: str) -> npt.NDArray[np.bool_]:
+        """Of a column of comma-separated words: which values have the word among them."""
+        has = np.array([word in text.split(",") for text in self.words[name].words] or [False], dtype=np.bool_)
+        return has[values]
 
     def groups(self) -> list[Group]:
         """Every group."""
