@@ -70,3 +70,13 @@ def test_one_event_less_is_a_difference(pterefd: Run, tmp_path: Path) -> None:
     result = pterefd(*CHECK, less)
     assert result.returncode == 1
     assert not result.stdout.endswith(" 0 differ\n")
+
+
+def test_the_first_session_of_the_readme_is_what_happens(pterefd: Run) -> None:
+    """The figures that README.md shows of the recording that `make run` replays."""
+    result = pterefd("replay", "--json", ROOT / "etc" / "traces" / "redis.parquet")
+    (mm,) = json.loads(result.stdout)["files"][0]["mms"]
+    text = (ROOT / "README.md").read_text()
+    freed = mm["reclaimable_pt_bytes"]
+    for shown in (f"VmPTE:\t{mm['VmPTE']:8d} kB", f"\n{freed}\n", f"VmPTE:\t{mm['VmPTE'] - (freed >> 10):8d} kB"):
+        assert shown in text
