@@ -240,6 +240,22 @@ def test_every_file_is_tried(pterefd: Run, small: Path) -> None:
     assert result.stdout.splitlines()[-1] == f"{small}: 2 checkpoints, 0 differ"
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
+def test_record_ends_as_its_command_does(pterefd: Run, tmp_path: Path, command: str, code: int) -> None:
+    result = pterefd("record", "-o", "out.parquet", "--", "/bin/sh", "-c", command)
+    assert result.returncode == code, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_the_recorders_own_failures_are_125(pterefd: Run, tmp_path: Path) -> None:
+    (tmp_path / "out.parquet").write_text("precious")
+    result = pterefd("record", "-o", "out.parquet", "--", "true")
+    assert result.returncode == 125
+    assert "--force" in one_line(result.stderr)
+    assert (tmp_path / "out.parquet").read_text() == "precious"
+
+
 # -- pipes and signals ----------------------------------------------------------------------
 
 
