@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 .SUFFIXES:
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help run setup setup-test test lint types pytest format bench recordings oracle lock docs wheel clean
 
