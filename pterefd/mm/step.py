@@ -8,6 +8,7 @@ from pterefd.engine.layout import (
     E_ANON,
     E_GUARD,
     E_STATE,
+    E_SWAP,
     G_FULL,
     G_NDIRTY,
     G_OUTSIDE,
@@ -16,18 +17,26 @@ from pterefd.engine.layout import (
     M_ALIVE,
     M_BEGUN,
     M_DIRTY,
+    M_FAULTS,
     M_LAST_FAULT,
     PAGE,
     POOL_COLUMNS,
     POOL_MM,
     SPAN,
     T_DROP,
+    T_READ,
     T_SET,
     T_SWAP_OUT,
+    T_WRITE,
     V_ANON,
     V_END,
     V_FLAGS,
+    V_OBJ,
+    V_START,
+    VM_HUGETLB,
     VM_MAYBE_GUARD,
+    VM_READ,
+    VM_WRITE,
 )
 from pterefd.engine.tables import entry_index, make_page, pmd_of, span_index
 from pterefd.mm.advise import madvise
@@ -93,7 +102,7 @@ def set_state(s, m, start, end, state, tables):
         piece = min(end, s.vma[v, V_END])
         if state == E_GUARD:
             s.vma[v, V_FLAGS] |= VM_MAYBE_GUARD
-        if state >= E_ANON and s.vma[v, V_ANON] == 0 and (state == E_ANON or state == 5):
+        if state == E_ANON or state == E_SWAP:
             prepare_anon(s, m, k)
         while addr < piece:
             high = min((addr & ~(SPAN - 1)) + SPAN, piece)
@@ -133,38 +142,84 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
     m = 0
     outside = s.g[G_OUTSIDE]
     last_pid = -1
+    v = 0
+    low = high = 0  # of mapping v, in which accesses go the short way
     while e < end:
         o = op[e]
         if pid[e] != last_pid:
             last_pid = pid[e]
+            low = high = 0
             m = s.pids[last_pid]
             if m:
                 mark_dirty(s, m)
         if o == OP_FAULT:
-            if m:
-                _fault_event(s, m, addr[e], length[e], arg[e] != 0, err[e] != 0, imply)
-                s.mm[m, M_LAST_FAULT] = t[e]
-            else:
+            a = addr[e]
+            if not m:
                 s.g[G_SKIPPED] += 1
+            elif not (low <= a < high and length[e] == PAGE and _fault_again(s, m, a, arg[e])):
+                _fault_event(s, m, a, length[e], arg[e] != 0, err[e] != 0, imply)
+                v = _plain_mapping(s, m, a)
+                low = s.vma[v, V_START]
+                high = s.vma[v, V_END]
+            s.mm[m, M_LAST_FAULT] = t[e]
         elif o > OP_TRUNCATE:
             return e, STOP_ASK
-        elif o == OP_CACHE:
-            note_cache(s, objects[arg[e]], addr[e], length[e])
-        elif o == OP_TRUNCATE:
-            truncate(s, objects[arg[e]], length[e])
-            mark_all_dirty(s)
-        elif m:
-            changed = _call(s, m, o, addr[e], length[e], arg[e], err[e], ext, objects)
+        else:
+            low = high = 0
+            changed = _other(s, m, e, o, addr, length, arg, err, ext, objects)
             if changed:
                 return e + 1, STOP_CORRECTED
-        else:
-            s.g[G_SKIPPED] += 1
         e += 1
         if s.g[G_FULL]:
             return e, STOP_FULL
         if not imply and s.g[G_OUTSIDE] != outside:
             return e, STOP_OUTSIDE
     return e, STOP_DONE
+
+
+@kernel
+def _plain_mapping(s, m, addr):
+    """The mapping of addr, if accesses within it are a matter of the entry alone; else 0, whose range is empty."""
+    k = vma_at(s, m, addr)
+    if k < 0:
+        return 0
+    v = vma_record(s, m, k)
+    flags = s.vma[v, V_FLAGS]
+    plain = flags & (VM_READ | VM_WRITE) == VM_READ | VM_WRITE and not flags & VM_HUGETLB
+    return v if plain and s.vma[v, V_OBJ] < 0 and s.vma[v, V_ANON] else 0
+
+
+@kernel
+def _fault_again(s, m, addr, write):
+    """An access where mapping and PTE page are there already. False: it needs the long way."""
+    t = pmd_of(s, m, addr)
+    if t == 0:
+        return False
+    i = span_index(addr)
+    p = s.pmd[t, i]
+    if p == 0:
+        return False
+    j = entry_index(addr)
+    if entry_at(s, p, j) & E_STATE == E_GUARD:
+        return False
+    if apply_one(s, m, t, i, p, j, T_WRITE if write else T_READ):
+        s.mm[m, M_FAULTS] += 1
+    return True
+
+
+@kernel
+def _other(s, m, e, o, addr, length, arg, err, ext, objects):
+    """An event that is no access. True where a `state` corrected something."""
+    if o == OP_CACHE:
+        note_cache(s, objects[arg[e]], addr[e], length[e])
+    elif o == OP_TRUNCATE:
+        truncate(s, objects[arg[e]], length[e])
+        mark_all_dirty(s)
+    elif m:
+        return _call(s, m, o, addr[e], length[e], arg[e], err[e], ext, objects)
+    else:
+        s.g[G_SKIPPED] += 1
+    return False
 
 
 @kernel
