@@ -28,14 +28,14 @@ class Ranking:
             del self._pages[pid]
 
     def __iter__(self) -> Iterator[int]:
-        """Pids, most pages first, ties by pid; safe while the ranking changes (some may then be missed)."""
-        index = 0
+        """Pids, most pages first, ties by pid. Safe while pages are freed: goes on below what it gave last."""
+        last = (-(1 << 62), 0)
         while True:
             try:
-                yield self._order[index][1]
+                last = self._order[self._order.bisect_right(last)]
             except IndexError:
                 return
-            index += 1
+            yield last[1]
 
     def __len__(self) -> int:
         return len(self._order)

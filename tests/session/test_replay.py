@@ -1,0 +1,117 @@
+"""Replay in the daemon: clock, pause, speed, hold. The clock is the test's."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pterefd.session.replay import Replay, highest_pid
+from pterefd.source.trace import open_trace
+from tests.build import host
+
+B = 0x7000_0000_0000
+
+
+class Freer:
+    """Stands where the reclaimer stands; notes what is asked."""
+
+    def __init__(self) -> None:
+        self.pids: list[int | None] = []
+
+    def free_ptes(self, pid: int | None) -> None:
+        self.pids.append(pid)
+
+
+def trace(path: Path, *events: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return path
+
+
+def life(pid: int = 1, seconds: int = 10) -> list[dict[str, Any]]:
+    """An mm that touches a page a second, asks to be freed, and exits."""
+    return [
+        {"op": "exec", "pid": pid, "comm": "a", "t": 0},
+        {"op": "mmap", "pid": pid, "addr": B, "len": 1 << 20, "prot": "rw-", "flags": "private,anonymous", "t": 0},
+        *(
+            {"op": "fault", "pid": pid, "addr": B + i * 4096, "write": True, "t": i * 10**9}
+            for i in range(1, seconds + 1)
+        ),
+        {"op": "free_ptes", "pid": pid, "t": seconds * 10**9},
+        {"op": "exit", "pid": pid, "t": seconds * 10**9},
+    ]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def start(path: Path, **options: Any) -> tuple[Replay, Any, Freer, threading.Thread]:
+    machine, freer = host(), Freer()
+    replay = Replay(0, open_trace(path), machine, freer, **options)  # type: ignore[arg-type]
+    thread = threading.Thread(target=replay.run)
+    thread.start()
+    return replay, machine, freer, thread
+
+
+def test_it_follows_the_clock_and_is_held_before_pid_1_exits(tmp_path: Path) -> None:
+    now = [0.0]
+    replay, machine, freer, thread = start(trace(tmp_path / "t.jsonl", *life()), clock=lambda: now[0])
+    until(lambda: replay.position == 2)
+    now[0] = 3.5
+    until(lambda: replay.position == 5)
+    assert machine.counters(1).anon_bytes == 3 * 4096
+    replay.set_speed(2.0)
+    now[0] = 4.5  # two seconds of the trace more
+    until(lambda: replay.position == 7)
+    replay.pause()
+    until(lambda: replay.state == "paused")
+    now[0] = 100.0
+    time.sleep(0.05)
+    assert replay.position == 7
+    replay.resume()
+    now[0] = 101.0
+    until(lambda: replay.position == 9)
+    replay.set_speed(None)
+    until(lambda: replay.state == "held")
+    assert (replay.position, replay.events, freer.pids) == (13, 14, [1])
+    assert machine.pids() == [1]
+    replay.resume()
+    thread.join(20)
+    assert (replay.state, replay.position, machine.pids()) == ("ended", 14, [])
+
+
+def test_without_pid_1_the_last_mm_is_held(tmp_path: Path) -> None:
+    child = [{"op": "fork", "pid": 4, "child": 6, "t": 0}, {"op": "exit", "pid": 6, "t": 0}]
+    events = life(4)
+    replay, machine, _, thread = start(trace(tmp_path / "t.jsonl", *events[:2], *child, *events[2:]), speed=None)
+    until(lambda: replay.state == "held")
+    assert machine.pids() == [4]
+    replay.stop()
+    thread.join(20)
+    assert machine.pids() == [4]
+
+
+def test_pids_of_a_further_trace_are_shifted(tmp_path: Path) -> None:
+    path = trace(tmp_path / "t.jsonl", *life()[:3], {"op": "fork", "pid": 1, "child": 7, "t": 10**9}, *life()[3:])
+    assert highest_pid(open_trace(path)) == 7
+    replay, machine, freer, thread = start(path, speed=None, pid_base=7)
+    until(lambda: replay.state == "held")
+    assert (machine.pids(), freer.pids) == ([8, 14], [8])
+    replay.stop()
+    thread.join(20)
+
+
+def test_stop_ends_a_replay_that_waits(tmp_path: Path) -> None:
+    replay, _, _, thread = start(trace(tmp_path / "t.jsonl", *life()), clock=lambda: 0.0)
+    until(lambda: replay.position == 2)
+    replay.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert replay.state == "running"
