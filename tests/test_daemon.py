@@ -1,0 +1,431 @@
+"""The daemon as a user runs it: started, seen, written to, stopped, killed; and what keeps it from starting."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from pterefd import config, daemon
+from pterefd.errors import EXIT_BAD_INPUT, EXIT_MISSING, BadInput
+from pterefd.procfs import mountpoint
+from tests.house import AT, EVENTS, SPAN, fault, mmap, write_trace
+
+pytestmark = pytest.mark.mount
+
+HELD = [*EVENTS, {"op": "exit", "pid": 2}, {"op": "exit", "pid": 1}]
+
+
+class Running:
+    """A daemon in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], mount: Path, log: Path) -> None:
+        self.process = process
+        self.mount = mount
+        self.log = log
+        self.metrics = ""
+
+    def state(self) -> str:
+        return (self.mount / "sys/pterefd/replay/state").read_text().strip()
+
+    def wait_for(self, state: str) -> None:
+        deadline = time.monotonic() + 60
+        while self.state() != state:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def read(self, path: str) -> str:
+        return (self.mount / path).read_text()
+
+    def vm_pte(self, pid: int) -> int:
+        """VmPTE in kB."""
+        return next(
+            int(line.split()[1]) for line in self.read(f"{pid}/status").splitlines() if line.startswith("VmPTE")
+        )
+
+    def scrape(self) -> dict[tuple[str, ...], float]:
+        """(name, label values in the order of their names) -> value."""
+        with urllib.request.urlopen(self.metrics, timeout=10) as response:
+            families = list(parse(response.read().decode()))
+        return {
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Exit code after a signal, and what was logged."""
+        self.process.send_signal(number)
+        return self.process.wait(30), self.err()
+
+    def err(self) -> str:
+        """What it has written to standard error."""
+        return self.log.read_text()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def mnt(tmp_path: Path) -> Path:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
+    """Starts a daemon on `mnt` and waits until it says that it is mounted."""
+    running: list[Running] = []
+
+    def start(*args: str | Path, trace: Path | None = None, text: str = "", events: Any = HELD) -> Running:
+        path = trace or write_trace(tmp_path / "trace.jsonl", events)
+        settings = tmp_path / "pterefd.toml"
+        settings.write_text(f"daemon.mount = '{mnt}'\nmetrics.address = '127.0.0.1:0'\nreplay.speed = 'max'\n{text}\n")
+        log = tmp_path / f"log{len(running)}"
+        command = [str(script), "run", "-c", str(settings), "--trace", str(path), *map(str, args)]
+        with log.open("w") as err:
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True)
+        one = Running(process, mnt, log)
+        running.append(one)
+        assert process.stdout is not None
+        lines = []
+        while line := process.stdout.readline():
+            lines.append(line)
+            if line.startswith("metrics: "):
+                one.metrics = line.split()[1]
+                return one
+        raise AssertionError((lines, process.wait(10), one.err()))
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
+    mountpoint.unmount(str(mnt), detach=True)
+
+
+def refused(script: Path, directory: Path, *args: str | Path, text: str = "") -> tuple[int, str]:
+    """Exit code and the one line of a daemon that does not start."""
+    settings = directory / "refused.toml"
+    settings.write_text(f"metrics.address = '127.0.0.1:0'\n{text}\n")
+    command = [str(script), "run", "-c", str(settings), *map(str, args)]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
+    lines = done.stderr.splitlines()
+    assert done.stdout == ""
+    assert len(lines) == 1, done.stderr
+    assert [entry for entry in mountpoint.mounts() if entry.point.startswith(str(directory))] == []
+    return done.returncode, lines[0]
+
+
+# -- a life ------------------------------------------------------------------------------------------
+
+
+def test_what_a_new_user_does(start: Start, traces: list[Path], mnt: Path) -> None:
+    """A bundled recording, held before its end; a shell frees, and all three faces agree."""
+    one = start(trace=next(path for path in traces if path.name == "redis.parquet"))
+    one.wait_for("held")
+    comm = one.read("1/comm").strip()
+    before, could = one.vm_pte(1), int(one.read("1/reclaimable_pt_bytes"))
+    scraped = one.scrape()
+    assert could > 0
+    assert scraped["pterefd_mm_pgtables_bytes", comm, "simulated", "1"] == before * 1024
+    kinds = [scraped["pterefd_mm_reclaimable_pt_bytes", comm, "simulated", kind, "1"] for kind in ("empty", "zero")]
+    assert sum(kinds) == could
+
+    assert subprocess.run(["sh", "-c", "echo 1 > sys/vm/free_ptes"], cwd=mnt).returncode == 0
+
+    assert before - one.vm_pte(1) == could // 1024
+    assert one.read("1/reclaimable_pt_bytes") == "0\n"
+    scraped = one.scrape()
+    assert scraped["pterefd_mm_pgtables_bytes", comm, "simulated", "1"] == before * 1024 - could
+    freed = [
+        scraped["pterefd_reclaimed_pt_bytes_total", "simulated", kind, "largest_first", "on_demand"]
+        for kind in ("empty", "zero")
+    ]
+    assert freed == kinds
+    assert scraped["pterefd_reclaim_runs_total", "simulated", "done", "largest_first", "on_demand"] == 1
+    code, log = one.end()
+    acts = [line.split("]")[1].split()[0] for line in log.splitlines()]
+    assert (code, acts) == (0, ["started", "reclaimed", "stopped"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_unmounts_and_leaves_nothing_behind(start: Start, mnt: Path, number: int) -> None:
+    one = start()
+    one.wait_for("held")
+    assert one.end(number)[0] == 0
+    assert os.listdir(mnt) == []
+    assert not mountpoint.is_ours(str(mnt))
+    port = int(one.metrics.split(":")[2].split("/")[0])
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("127.0.0.1", port))
+
+
+def test_a_start_recovers_what_a_killed_daemon_left(start: Start, mnt: Path) -> None:
+    one = start()
+    one.process.kill()
+    one.process.wait()
+    two = start()
+    two.wait_for("held")
+    assert two.read("1/comm") == "redis-server\n"
+    code, log = two.end()
+    assert code == 0
+    assert "recovered the mount" in log
+
+
+def test_it_stops_in_the_middle_of_a_replay(start: Start) -> None:
+    one = start("--speed", "0.000001")
+    assert one.state() == "running"
+    began = time.monotonic()
+    assert one.end()[0] == 0
+    assert time.monotonic() - began < 5
+
+
+def test_somebody_inside_does_not_keep_it_from_stopping(start: Start, mnt: Path) -> None:
+    one = start()
+    inside = os.open(mnt, os.O_RDONLY)
+    try:
+        code, log = one.end()
+        assert code == 0
+        assert "somebody was still inside" in log
+    finally:
+        os.close(inside)
+
+
+def test_an_unmount_from_outside_ends_it(start: Start, mnt: Path) -> None:
+    one = start()
+    one.wait_for("held")
+    mountpoint.unmount(str(mnt))
+    assert one.process.wait(10) == EXIT_MISSING
+    assert one.err().splitlines()[-1] == f"pterefd: {mnt}: unmounted from outside"
+
+
+def test_writes_while_it_runs(start: Start, mnt: Path) -> None:
+    one = start("--speed", "0.000001")
+    (mnt / "sys/pterefd/replay/state").write_text("pause\n")
+    assert one.state() == "paused"
+    (mnt / "sys/pterefd/replay/speed").write_text("max\n")
+    (mnt / "sys/pterefd/replay/state").write_text("resume\n")
+    one.wait_for("held")
+    assert one.read("sys/pterefd/replay/position") == f"{len(HELD) - 1}/{len(HELD)}\n"
+    assert sorted(os.listdir(mnt)) == ["1", "7", "sys"]
+    (mnt / "sys/pterefd/replay/state").write_text("resume\n")
+    one.wait_for("ended")
+    assert sorted(os.listdir(mnt)) == ["7", "sys"]
+
+
+def test_several_traces_share_the_host(start: Start, tmp_path: Path, mnt: Path) -> None:
+    second = write_trace(tmp_path / "second.jsonl", HELD)
+    one = start("--trace", second)
+    one.wait_for("held")
+    while one.read("sys/pterefd/replay/1/state") != "held\n":
+        time.sleep(0.01)
+    # The second's pids begin above the highest pid or tid of the first.
+    assert set(os.listdir(mnt)) == {"1", "7", "8", "14", "sys"}
+    assert one.read("8/comm") == "redis-server\n"
+
+
+def test_the_log_says_who_wrote_what(start: Start, mnt: Path) -> None:
+    one = start(text="daemon.log_format = 'json'")
+    one.wait_for("held")
+    for path, value in (
+        ("sys/vm/free_ptes", "1"),
+        ("sys/vm/pt_reclaim/policy", "largest_first"),
+        ("sys/pterefd/replay/speed", "2"),
+    ):
+        (mnt / path).write_text(value)
+    lines = [json.loads(line) for line in one.end()[1].splitlines()]
+    assert [line["event"] for line in lines] == ["started", "reclaimed", "policy set", "replay speed set", "stopped"]
+    for line in lines[1:4]:
+        assert (line["by_uid"], line["by_pid"]) == (os.geteuid(), os.getpid())
+    assert lines[1]["pid"] == 1
+    assert lines[1]["empty_bytes"] + lines[1]["zero_bytes"] == 7 * 4096
+    assert lines[1]["seconds"] >= 0
+
+
+def test_reads_go_on_while_it_replays_and_writers_free(start: Start, mnt: Path) -> None:
+    """Eight thousand events on whole spans at full speed, a writer and two readers: every answer is whole."""
+    churn = [
+        event
+        for i in range(4000)
+        for event in (fault(1, AT + i % 10 * SPAN, SPAN, write=i % 3 > 0), mmap(1, AT + i % 10 * SPAN, SPAN))
+    ]
+    one = start("--speed", "0.000001", events=[*EVENTS, *churn, {"op": "exit", "pid": 1}])
+    while not (mnt / "1").exists():
+        time.sleep(0.01)
+    wrong: list[str] = []
+    stopping = threading.Event()
+
+    def write() -> None:
+        while not stopping.is_set():
+            (mnt / "sys/vm/free_ptes").write_text("0")
+
+    def read() -> None:
+        while not stopping.is_set():
+            text = one.read("1/status")
+            if not text.startswith("Name:\tredis-server\n") or not text.endswith("nonvoluntary_ctxt_switches:\t0\n"):
+                wrong.append(text)
+
+    threads = [threading.Thread(target=write), threading.Thread(target=read), threading.Thread(target=read)]
+    for thread in threads:
+        thread.start()
+    (mnt / "sys/pterefd/replay/speed").write_text("max")
+    one.wait_for("held")
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert one.end()[0] == 0
+
+
+# -- what keeps it from starting ---------------------------------------------------------------------
+
+
+def test_a_missing_trace(script: Path, tmp_path: Path, mnt: Path) -> None:
+    code, line = refused(script, tmp_path, "--mount", mnt, "--trace", "none.parquet")
+    assert (code, line) == (EXIT_BAD_INPUT, f"pterefd: {tmp_path}/none.parquet: no such file")
+
+
+def test_a_truncated_trace(script: Path, tmp_path: Path, mnt: Path, traces: list[Path]) -> None:
+    (tmp_path / "cut.parquet").write_bytes(traces[0].read_bytes()[:-100])
+    code, line = refused(script, tmp_path, "--mount", mnt, "--trace", "cut.parquet")
+    assert code == EXIT_BAD_INPUT
+    assert f"{tmp_path}/cut.parquet: " in line
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "mount point does not exist"),
+        (lambda path: path.write_text(""), "mount point is not a directory"),
+        (lambda path: (path.mkdir(), (path / "x").write_text("")), "mount point is not empty"),
+    ],
+)
+def test_a_bad_mount_point(script: Path, tmp_path: Path, make: Callable[[Path], Any], reason: str) -> None:
+    point = tmp_path / "point"
+    make(point)
+    code, line = refused(script, tmp_path, "--mount", "point")
+    assert (code, line) == (EXIT_BAD_INPUT, f"pterefd: {point}: {reason}")
+
+
+def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, line = refused(script, tmp_path, "--mount", mnt, "--metrics-address", address)
+    assert (code, line) == (EXIT_MISSING, f"pterefd: metrics: {address}: Address already in use")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("host.profile = 'v2.4'", "profile 'v2.4': not one of"),
+        ("plugins.policy = 'nobody'", "no policy 'nobody'"),
+        ("plugins.triggers = ['nobody']", "no trigger 'nobody'"),
+        ("plugins.policies.nobody.x = 1", "tunables for a policy 'nobody'"),
+        ("plugins.directories = ['nowhere']", "nowhere: no such plugin directory"),
+        ("daemon.mount = 1", "refused.toml: daemon.mount: should be a path, not 1"),
+    ],
+)
+def test_a_bad_configuration(script: Path, tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "mnt").mkdir()
+    code, line = refused(script, tmp_path, text=text)
+    assert code == EXIT_BAD_INPUT
+    assert reason in line
+
+
+def test_a_mount_point_where_another_daemon_lives(start: Start, script: Path, tmp_path: Path, mnt: Path) -> None:
+    one = start()
+    done = subprocess.run(
+        [str(script), "run", "--mount", str(mnt), "--metrics-address", "off"], capture_output=True, text=True
+    )
+    assert done.returncode == EXIT_MISSING
+    assert done.stderr == f"pterefd: {mnt}: another pterefd (pid {one.process.pid}) is mounted there\n"
+    assert one.read("sys/pterefd/pid") == f"{one.process.pid}\n"
+
+
+def test_a_trace_that_turns_out_to_be_bad_ends_it(script: Path, tmp_path: Path, mnt: Path) -> None:
+    path = write_trace(tmp_path / "bad.jsonl", [*EVENTS, {"op": "munmap", "pid": 99, "addr": 4096, "len": 4096}])
+    settings = tmp_path / "bad.toml"
+    settings.write_text(
+        f"daemon.mount = 'mnt'\nmetrics.address = 'off'\nreplay = {{ traces = ['{path}'], speed = 'max' }}"
+    )
+    done = subprocess.run(
+        [str(script), "run", "-c", settings], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == EXIT_BAD_INPUT
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"pterefd: {path}:{len(EVENTS) + 2}: ")
+    assert os.listdir(mnt) == []
+
+
+# -- in this process ---------------------------------------------------------------------------------
+
+
+def settings_of(tmp_path: Path, mnt: Path) -> config.Config:
+    return config.load(
+        mount=mnt, traces=[write_trace(tmp_path / "trace.jsonl", HELD)], metrics_address="off", speed="max"
+    )
+
+
+def test_run_until_an_event(tmp_path: Path, mnt: Path) -> None:
+    out, err, stop = StringIO(), StringIO(), threading.Event()
+    seen: list[daemon.Daemon] = []
+
+    def started(one: daemon.Daemon) -> None:
+        seen.append(one)
+        assert sorted(os.listdir(mnt))[-1] == "sys"
+        stop.set()
+
+    assert daemon.run(settings_of(tmp_path, mnt), stop_event=stop, out=out, err=err, started=started) == 0
+    assert os.listdir(mnt) == []
+    assert "echo 1 > " in out.getvalue()
+    assert "metrics: " not in out.getvalue()
+    assert seen[0].status().replay is not None
+
+
+def test_what_a_replay_raises_ends_the_daemon(tmp_path: Path, mnt: Path) -> None:
+    def started(one: daemon.Daemon) -> None:
+        one.failure = BadInput("trace: broken")
+
+    with pytest.raises(BadInput, match="trace: broken"):
+        daemon.run(settings_of(tmp_path, mnt), out=StringIO(), err=StringIO(), started=started)
+    assert os.listdir(mnt) == []
+
+
+def test_a_terminal_has_a_live_line(script: Path, tmp_path: Path, mnt: Path) -> None:
+    trace = write_trace(tmp_path / "trace.jsonl", HELD)
+    master, slave = pty.openpty()
+    arguments = ["run", "--trace", str(trace), "--mount", str(mnt), "--metrics-address", "off", "--speed", "max"]
+    process = subprocess.Popen([str(script), *arguments], stdout=slave, stderr=slave, stdin=slave)
+    os.close(slave)
+    screen = ""
+    try:
+        deadline = time.monotonic() + 60
+        while "held, event" not in screen and time.monotonic() < deadline:
+            screen += os.read(master, 4096).decode()
+        assert "2 mms | VmPTE" in screen
+        assert "reclaimable 64 kB" in screen
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(master)
