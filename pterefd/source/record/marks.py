@@ -99,3 +99,12 @@ class Marks:
     programs_32bit: list[str] = field(default_factory=list)
     missed_checkpoints: int = 0
     end: int = 0  # when the tracer let go; what perf has seen later is left out. 0: everybody ended by then
+
+    def cut(self, t: int) -> None:
+        """Forget what came after t: perf's events end there."""
+        self.execs = [mark for mark in self.execs if mark.t <= t]
+        self.clones = [mark for mark in self.clones if mark.t <= t]
+        self.checkpoints = [mark for mark in self.checkpoints if mark.t <= t]
+        self.refused = [mark for mark in self.refused if mark.t <= t]
+        self.exits = [mark for mark in self.exits if mark.t <= t]
+        self.end = t

@@ -197,15 +197,14 @@ class Perf:
             self.returncode = self._process.poll()
         return self.returncode is not None
 
-    def stop(self) -> None:
-        """End the recording; the file is complete afterwards. perf itself may need longer, to give back its events."""
-        if self.ended():
-            return
+    def stop(self) -> bool:
+        """End the recording. True: the file is complete (perf itself may need longer, to give back its events)."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGINT)
         end = time.monotonic() + _WRITTEN_S
         while not self.ended() and time.monotonic() < end and _WRITTEN not in self._log_text():
             time.sleep(0.005)
+        return _WRITTEN in self._log_text()
 
     def close(self) -> None:
         """Let go of the control channel; perf is killed where it still runs."""

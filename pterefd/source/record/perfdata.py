@@ -47,7 +47,7 @@ _FLAG_SAMPLE_ID_ALL = 1 << 18  # bits of perf_event_attr's flag word
 _FLAG_USE_CLOCKID = 1 << 25
 
 MMAP, LOST, COMM, EXIT, FORK, SAMPLE, MMAP2, LOST_SAMPLES = 1, 2, 3, 4, 7, 9, 10, 13
-COMPRESSED, COMPRESSED2, AUXTRACE, HEADER_FINISHED_ROUND = 81, 83, 71, 68
+COMPRESSED, COMPRESSED2, AUXTRACE, FINISHED_ROUND = 81, 83, 71, 68
 _SIDE = (LOST, COMM, EXIT, FORK, MMAP2, LOST_SAMPLES)
 MISC_COMM_EXEC = 1 << 13
 
@@ -305,6 +305,7 @@ class PerfData:
 
     def _collect_samples(self, at: I64) -> Samples:
         tracepoints = [attr for attr in self.attrs if attr.type == PERF_TYPE_TRACEPOINT]
+        self.flushed_until = 0
         if not tracepoints:
             raise self._error("holds no tracepoints")
         layout = self._common_layout(tracepoints)
@@ -314,9 +315,21 @@ class PerfData:
         t, pid, tid, event, raw, good = _read_samples(self.data, at, layout, ids[order], owners[order])
         if not good:
             raise self._error("is damaged: a sample does not fit its record")
+        self.flushed_until = self._flushed(at, t)
         kept = np.flatnonzero(raw >= 0)  # samples of events that are no tracepoints say nothing here
         order = kept[np.argsort(t[kept], kind="stable")]
         return Samples(t[order], pid[order], tid[order], event[order], raw[order])
+
+    def _flushed(self, at: I64, t: I64) -> int:
+        """Up to which time no CPU's buffer can hold more, had perf been killed.
+
+        perf empties all buffers in rounds; what a round began with is complete at the next one's end.
+        """
+        rounds = self._at[self._kinds == FINISHED_ROUND]
+        if len(rounds) < 2:
+            return 0
+        before = t[at < rounds[-2]]
+        return int(before.max()) if len(before) else 0
 
     def _common_layout(self, tracepoints: list[Attr]) -> I64:
         """Offsets of id, pid/tid, time and of the raw data, and whether a call chain stands before it."""

@@ -180,7 +180,6 @@ class _Run:
         """wait(2) met a child that is not traced: perf, which ends here only when something is wrong."""
         if self._perf is not None and pid == self._perf.pid:
             self._perf.noticed(status)
-            self._trouble.append(f"perf ended early ({self._perf.last_words()}): what came later is not recorded")
             self._stop = True
 
     def _command_signal(self, number: int) -> None:
@@ -273,12 +272,13 @@ class _Run:
     def _finish(self, roots: list[int]) -> None:
         """Stop perf, put everything together and write it."""
         assert self._perf is not None
-        ended_early = self._perf.ended()
-        self._perf.stop()
-        formats = None if not ended_early else read_formats(self._tracefs, self._events)
-        data = PerfData(self._data_path, formats, copy=ended_early)
-        if ended_early:  # perhaps for want of room: what it wrote is in memory now
-            self._data_path.unlink()
+        if self._perf.ended() | (not self._perf.stop()):
+            self._trouble.append(f"perf ended early ({self._perf.last_words()}): what came later is not recorded")
+            data = PerfData(self._data_path, read_formats(self._tracefs, self._events), copy=True)
+            self._data_path.unlink()  # perhaps it was for want of room; what there is is in memory now
+            self._marks.cut(max(data.flushed_until, self._marks.execs[0].t))
+        else:
+            data = PerfData(self._data_path)
         assembled = assemble(data, self._marks, roots)
         data.close()
         self._note_gaps(assembled)

@@ -1,0 +1,374 @@
+"""Real programs, recorded: what the trace says is what the kernel said when they stood still."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pterefd.errors import BadInput
+from pterefd.source.record import recorder
+from pterefd.source.trace import open_trace
+from tests.source.record.conftest import PYTHON, Record, Recording
+
+pytestmark = pytest.mark.kernel
+
+MIB = 1 << 20
+
+FILLS = """
+import mmap
+m = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, 32 << 20, 4096): m[at] = 1
+for at in range(0, 16 << 20, 1 << 20): m.madvise(mmap.MADV_DONTNEED, at, 1 << 20)
+m.madvise(mmap.MADV_DONTNEED, 16 << 20, 8 << 20)
+sum(m[at] for at in range(0, 8 << 20, 4096))
+m.madvise(mmap.MADV_FREE, 24 << 20, 1 << 20)
+"""
+
+THREADS = """
+import mmap, threading
+def work():
+    for _ in range(12):
+        m = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for at in range(0, 4 << 20, 4096): m[at] = 1
+        m.madvise(mmap.MADV_DONTNEED, 1 << 20, 2 << 20)
+        m.close()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+CALLS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+address, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+for name in ("mmap", "mremap"): getattr(libc, name).restype = address
+libc.mmap.argtypes = [address, size, number, number, number, ctypes.c_long]
+libc.mremap.argtypes = [address, size, size, number]
+for name in ("madvise", "mprotect"): getattr(libc, name).argtypes = [address, size, number]
+for name in ("mlock", "munmap"): getattr(libc, name).argtypes = [address, size]
+M = 1 << 20
+a = libc.mmap(None, 16 * M, 3, 0x22, -1, 0); ctypes.memset(a, 1, 16 * M)
+a = libc.mremap(a, 16 * M, 32 * M, 1); ctypes.memset(a + 20 * M, 1, M)
+libc.madvise(a, 8 * M, 4); libc.madvise(a + 8 * M, 4 * M, 8); libc.madvise(a + 1, 4096, 4); libc.madvise(a, 0, 4)
+libc.madvise(a + M, M, 102); libc.madvise(a + M, 4096, 103); libc.mprotect(a + 3 * M, M, 1)
+libc.mlock(a + 24 * M, M); libc.mprotect(a + (100 << 30), 4096, 0)
+b = libc.mmap(None, 4 * M, 3, 0x8022, -1, 0)
+c = libc.mmap(None, 4 * M, 3, 0x4122, -1, 0); ctypes.memset(c + 2 * M, 1, 4096)
+libc.madvise(b, 4 * M, 22); libc.munmap(b + M, M)
+libc.madvise(b, 4 * M, 4)
+for _ in range(2):
+    if os.fork() == 0:
+        ctypes.memset(a + 20 * M, 2, M); libc.munmap(a, 4 * M); os._exit(0)
+    os.wait()
+"""
+
+SHARED = """
+import ctypes, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p; libc.shmdt.argtypes = [ctypes.c_void_p]
+segment = libc.shmget(0, 6 << 20, 0o1600)
+a = libc.shmat(segment, None, 0); libc.shmctl(segment, 0, None)
+ctypes.memset(a, 1, 3 << 20)
+if os.fork() == 0:
+    ctypes.memset(a, 2, 6 << 20); os._exit(0)
+os.wait(); libc.shmdt(ctypes.c_void_p(a))
+m = mmap.mmap(-1, 4 << 20); m[0:1 << 20] = b"x" * (1 << 20)
+fd = os.memfd_create("mine"); os.ftruncate(fd, 3 << 20); q = mmap.mmap(fd, 3 << 20); q[0:100] = b"y" * 100
+z = mmap.mmap(os.open("/dev/zero", os.O_RDONLY), 2 << 20, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ); z[5000]
+"""
+
+REFUSED = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+read, write = os.pipe()
+assert libc.write(write, ctypes.c_void_p(0x10000), ctypes.c_size_t(10)) == -1  # EFAULT
+none = libc.mmap(None, 8 << 20, 0, 0x22, -1, 0)
+for address in (0x7000, none + 5000):
+    if os.fork() == 0: ctypes.string_at(address)
+    assert os.wait()[1] & 127 == 11
+"""
+
+
+def test_fills_reads_and_discards(record: Record) -> None:
+    recording = record([*PYTHON, FILLS])
+    assert recording.code == 0
+    assert recording.said == []
+    recording.assert_exact()
+    advice = [event["advice"] for event in recording.events("madvise")]
+    assert advice.count("dontneed") == 17
+    assert advice.count("free") == 1
+    meta = open_trace(recording.path).meta
+    assert meta.thp == "never"
+    assert meta.kernel_release == os.uname().release
+    assert meta.command == [*PYTHON, FILLS]
+    assert isinstance(meta.kernel_config["PT_RECLAIM"], bool)
+
+
+def test_four_threads(record: Record) -> None:
+    recording = record([*PYTHON, THREADS], checkpoint_every=0.02)
+    recording.assert_exact("VmPTE", "RssAnon", "zero_entries", checkpoints=4)
+    threads = recording.events("thread")
+    assert len(threads) == 4
+    assert sorted(event["tid"] for event in recording.events("thread_exit")) == sorted(t["tid"] for t in threads)
+
+
+@pytest.mark.parametrize("program", [CALLS, SHARED, REFUSED], ids=["calls", "shared", "refused"])
+def test_calls(record: Record, program: str) -> None:
+    recording = record([*PYTHON, program], checkpoint_every=0.01)
+    assert recording.code == 0
+    assert recording.said == []
+    recording.assert_exact(checkpoints=2)
+
+
+def test_failed_calls_are_kept_only_where_they_acted(record: Record) -> None:
+    recording = record([*PYTHON, CALLS])
+    refused = [event for event in recording.events() if "errno" in event]
+    assert [(event["op"], event["errno"]) for event in refused] == [("mprotect", "ENOMEM"), ("madvise", "ENOMEM")]
+
+
+def test_a_shell_pipeline(record: Record) -> None:
+    recording = record(["sh", "-c", "ls -l / | wc -l > /dev/null; seq 2000 | sort -n | tail -1 > /dev/null; true"])
+    assert recording.code == 0
+    recording.assert_exact(checkpoints=6)
+    names = {event["comm"] for event in recording.events("exec")}
+    assert {"sh", "ls", "wc", "seq", "sort", "tail"} <= names
+    assert len(recording.events("exit")) == 6
+
+
+def test_children_with_vfork(record: Record) -> None:
+    """posix_spawn, and subprocess where it uses vfork: the child has no mm of its own before its exec."""
+    program = "import os, subprocess\nfor _ in range(3): subprocess.run(['true'])\n"
+    program += "os.posix_spawn('/bin/true', ['true'], {}); os.wait(); os.system('exit 3')\n"
+    recording = record([*PYTHON, program])
+    recording.assert_exact(checkpoints=6)
+    assert recording.events("fork") == []
+    assert len(recording.events("exec")) == 6
+    numbers = [event["pid"] for event in recording.events("exec")]
+    assert numbers[0] == 1
+    assert len(set(numbers)) == 6
+
+
+def test_exec_by_a_thread(record: Record) -> None:
+    program = "import os, sys, threading, time\n"
+    program += f"def run(): os.execv({PYTHON[0]!r}, [{PYTHON[0]!r}, '-S', '-c', 'raise SystemExit(7)'])\n"
+    program += "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+    program += "threading.Thread(target=run).start(); time.sleep(9)\n"
+    recording = record([*PYTHON, program])
+    assert recording.code == 7
+    recording.assert_exact()
+    assert [event["pid"] for event in recording.events("exec")] == [1, 1]
+
+
+def test_stopped_and_continued(record: Record) -> None:
+    program = """
+import os, signal, time
+child = os.fork()
+if child == 0:
+    a = bytearray(3 << 20); os.kill(os.getpid(), signal.SIGSTOP); a += bytearray(3 << 20); os._exit(5)
+assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+time.sleep(0.1)
+assert open(f"/proc/{child}/stat").read().rpartition(")")[2].split()[0] in "tT"
+os.kill(child, signal.SIGCONT)
+assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 5
+"""
+    recording = record([*PYTHON, program], checkpoint_every=0.02)
+    assert recording.code == 0
+    recording.assert_exact(checkpoints=2)
+
+
+def test_children_that_outlive_the_command(record: Record) -> None:
+    program = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        data = bytearray(5 << 20); time.sleep(0.4); os._exit(0)
+    os._exit(0)
+os.wait()
+"""
+    recording = record([*PYTHON, program])
+    recording.assert_exact(checkpoints=3)
+    assert len(recording.events("exit")) == 3
+    assert recording.events()[-1]["t"] > 300_000_000
+    only = record([*PYTHON, program], follow="command")
+    only.assert_exact(checkpoints=3)
+    assert only.events()[-1]["t"] < 300_000_000
+
+
+def test_killed(record: Record) -> None:
+    recording = record([*PYTHON, "import os; a = bytearray(4 << 20); os.kill(os.getpid(), 9)"])
+    assert recording.code == 128 + signal.SIGKILL
+    recording.assert_exact()
+
+
+def test_sleepers_are_not_woken(record: Record) -> None:
+    """A checkpoint leaves who sleeps in a call alone: epoll_wait would end with EINTR."""
+    program = """
+import ctypes, select, threading, time
+ended = []
+libc = ctypes.CDLL(None, use_errno=True)
+events = ctypes.create_string_buffer(12)
+def sleep():
+    poll = select.epoll()
+    ended.append((libc.epoll_wait(poll.fileno(), events, 1, 600), ctypes.get_errno()))
+thread = threading.Thread(target=sleep); thread.start()
+end = time.monotonic() + 0.4
+while time.monotonic() < end: a = bytearray(1 << 20)
+thread.join()
+raise SystemExit(ended != [(0, 0)])
+"""
+    recording = record([*PYTHON, program], checkpoint_every=0.02)
+    assert recording.code == 0
+    recording.assert_exact("VmPTE", "RssAnon", checkpoints=8)
+
+
+def test_anonymized(record: Record) -> None:
+    recording = record(["sh", "-c", "ls / > /dev/null; true"], anonymize=True)
+    recording.assert_exact(checkpoints=2)
+    meta = open_trace(recording.path).meta
+    assert meta.command is None
+    raw = b" ".join(str(event).encode() for event in recording.events())
+    for name in (b"'ls'", b"libc", b"/usr", b"cmdline", b"uid"):
+        assert name not in raw
+    assert all(event["comm"] == "process" for event in recording.events("exec"))
+    assert max(event["addr"] for event in recording.events("fault")) < 8 << 39
+
+
+def test_output_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    there = tmp_path / "there.parquet"
+    there.write_text("mine")
+    mark = tmp_path / "ran"
+    for output, why in (
+        (there, "exists already"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "no/x", "cannot be written"),
+    ):
+        with pytest.raises(BadInput, match=why):
+            recorder.record_command(["touch", str(mark)], recorder.Options(output))
+    assert not mark.exists()
+    assert there.read_text() == "mine"
+
+
+def test_a_file_that_is_mapped_has_path_offset_and_size(record: Record, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_bytes(bytes(3 * 4096 + 5))
+    program = f"import mmap, os\nfd = os.open({str(data)!r}, os.O_RDWR)\n"
+    program += "mmap.mmap(fd, 2 * 4096, offset=4096)[0] = 1\n"
+    recording = record([*PYTHON, program])
+    mapped = [event for event in recording.events("mmap") if event.get("path") == str(data)]
+    assert [(m["len"], m["offset"], m["file_size"], m["flags"], m["prot"]) for m in mapped] == [
+        (8192, 4096, 3 * 4096 + 5, "shared", "rw-")
+    ]
+
+
+def test_mappings_that_the_kernel_refused_are_left_out(record: Record) -> None:
+    limit = resource.RLIMIT_AS
+    program = f"import mmap, resource\nresource.setrlimit({limit}, (1 << 30, 1 << 30))\n"
+    program += "try: mmap.mmap(-1, 1 << 40)\nexcept OSError: pass\n"
+    recording = record([*PYTHON, program])
+    assert max(event["len"] for event in recording.events("mmap")) < 1 << 30
+    recording.assert_exact()
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def test_exit_codes(pterefd, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = pterefd("record", "-o", "a.parquet", "--", "sh", "-c", "echo out; echo err >&2; exit 9")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (9, "out\n", "err\n")
+    missing = pterefd("record", "-o", "b.parquet", "--", "no-such-command")
+    assert missing.returncode == 127
+    assert "no-such-command" in missing.stderr
+    assert pterefd("record", "-o", "a.parquet", "--", "true").returncode == 125
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet"]
+
+
+@pytest.mark.parametrize("asks", ["the command", "the recorder twice"])
+def test_interrupted(script: Path, tmp_path: Path, asks: str) -> None:
+    """Ctrl-C reaches the command too; what it does then is its own affair. A second one ends the recording."""
+    trace = tmp_path / "trace.parquet"
+    ignore = "trap '' INT; " if asks != "the command" else ""
+    child = f"{ignore}echo ready; while :; do sleep 0.05; done"
+    run = subprocess.Popen(
+        [str(script), "record", "-o", str(trace), "--", "sh", "-c", child],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    assert run.stderr is not None
+    assert run.stdout.readline() == "ready\n"
+    os.killpg(run.pid, signal.SIGINT)
+    if asks != "the command":
+        assert "interrupted" in run.stderr.readline()
+        os.killpg(run.pid, signal.SIGINT)
+        assert "left running" in run.stderr.readline()
+    assert run.wait(timeout=30) == 130
+    run.stdout.close()
+    run.stderr.close()
+    assert sum(len(batch) for batch in open_trace(trace).batches()) > 50
+    left = _processes_of_session(run.pid)
+    assert bool(left) == (asks != "the command")
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == [trace]
+
+
+def _processes_of_session(session: int) -> list[int]:
+    """Living processes of a session, once those that are about to end had time to."""
+    end = time.monotonic() + 0.3
+    while True:
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                if int(fields[3]) == session and fields[0] != "Z":
+                    found.append(int(name))
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.02)
+
+
+def test_perf_that_dies_leaves_a_readable_trace(record: Record) -> None:
+    """The recording ends there; the command goes on to its end."""
+    program = """
+import os, signal, time
+a = bytearray(4 << 20)
+for name in os.listdir("/proc"):
+    if name.isdigit():
+        try: words = open(f"/proc/{name}/cmdline").read().split("\\0")
+        except OSError: continue
+        if words[1:2] == ["record"] and f"{os.getpid()}" in words: os.kill(int(name), signal.SIGKILL)
+time.sleep(0.5)
+"""
+    recording = record([*PYTHON, program])
+    assert recording.code == 4
+    assert any("perf ended early" in line for line in recording.said)
+    assert [event["op"] for event in recording.events()][:2] == ["exec", "mmap"]
+    assert recording.check().differ == 0
+
+
+def test_a_full_disk_leaves_a_readable_trace(record: Record, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "none", str(small)], check=True)
+    try:
+        run = recorder.Options(small / "trace.parquet", say=(said := []).append)
+        assert recorder.record_command([*PYTHON, FILLS * 4], run) == 4
+        assert any("No space left" in line for line in said)
+        assert [path.name for path in small.iterdir()] == ["trace.parquet"]
+        assert Recording(run.output).check().differ == 0
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
