@@ -204,6 +204,8 @@ def _transitions() -> np.ndarray:
     table[T_SWAP_OUT, lazy] = E_SWAP
     table[T_DROP, E_ANON] = E_SWAP
     table[T_DROP, lazy] = E_NONE
+    table[T_DROP, E_FILE] = E_NONE
+    table[T_DROP, E_SHMEM] = E_NONE
 
     table[T_GUARD] = E_GUARD
     table[T_UNGUARD, E_GUARD] = E_NONE

@@ -32,7 +32,6 @@ from pterefd.engine.layout import (
     VM_SHARED,
     VM_SPECIAL,
     VM_WIPEONFORK,
-    VM_WRITE,
 )
 from pterefd.engine.tables import entry_index, make_page, span_index
 from pterefd.mm.events import ADVICE_CODE
@@ -115,7 +114,7 @@ def _refuses(flags, obj, advice):
     if advice == A_WIPEONFORK:
         return obj >= 0 or flags & VM_SHARED != 0
     if advice == A_REMOVE:
-        return flags & VM_LOCKED != 0 or obj < 0 or flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE
+        return flags & VM_LOCKED != 0 or obj < 0 or not flags & VM_SHARED
     return False
 
 

@@ -34,7 +34,7 @@ from pterefd.engine.layout import (
     VM_WRITE,
 )
 from pterefd.engine.tables import entry_index, make_page, make_pmd, page_of, span_index
-from pterefd.mm.files import beyond_end, map_page, read_fault
+from pterefd.mm.files import beyond_end, cache_page, map_page, read_fault
 from pterefd.mm.vma import account, add_range, prepare_anon, set_start, vma_at, vma_count, vma_first, vma_record
 
 STACK_GUARD_PAGES = 256  # stack_guard_gap
@@ -56,7 +56,7 @@ def expand_stack(s, m, addr):
     if k >= vma_count(s, m):
         return -1
     v = vma_record(s, m, k)
-    if not s.vma[v, V_FLAGS] & VM_GROWSDOWN or s.vma[v, V_END] - addr > STACK_LIMIT:
+    if not s.vma[v, V_FLAGS] & VM_GROWSDOWN:
         return -1
     if k > 0:
         below = vma_record(s, m, k - 1)
@@ -64,7 +64,9 @@ def expand_stack(s, m, addr):
         near = addr - s.vma[below, V_END] < STACK_GUARD_PAGES * PAGE
         if near and flags & VM_ACCESS and not flags & VM_GROWSDOWN:
             return -1
-    prepare_anon(s, m, k)
+    prepare_anon(s, m, k)  # stays where acct_stack_growth then refuses
+    if s.vma[v, V_END] - addr > STACK_LIMIT:
+        return -1
     account(s, m, s.vma[v, V_FLAGS], (s.vma[v, V_START] - addr) >> 12)
     set_start(s, m, k, addr)
     return k
@@ -82,10 +84,8 @@ def mapping_for(s, m, addr, end, failed, imply):
     k = vma_at(s, m, addr)
     if k >= 0:
         return k
-    if failed:
-        return -1
     k = expand_stack(s, m, addr)
-    if k >= 0:
+    if k >= 0 or failed:
         return k
     if not imply:
         s.g[G_OUTSIDE] += 1
@@ -145,6 +145,7 @@ def _fault_file(s, m, k, addr, write):
     if beyond_end(s, v, addr):
         return False
     if private:
+        cache_page(s, v, addr)  # do_cow_fault copies a page that __do_fault brought into the page cache
         return _fault_anon(s, m, k, addr, True)
     map_page(s, m, v, addr)
     return True

@@ -12,6 +12,7 @@ from pterefd.engine.layout import (
     O_KIND,
     O_KNOWN,
     O_SIZE,
+    OBJ_FILE,
     OBJ_SHMEM,
     OBJ_VDSO,
     OBJ_VVAR,
@@ -20,14 +21,14 @@ from pterefd.engine.layout import (
     T_FILL_FILE,
     T_FILL_PFN,
     T_FILL_SHMEM,
-    T_UNMAP_ALL,
     T_UNMAP_FILE,
+    T_ZAP,
     V_END,
     V_OBJ,
     V_PGOFF,
     V_START,
 )
-from pterefd.engine.tables import make_page, make_pmd, span_index
+from pterefd.engine.tables import make_page, make_pmd, page_of, span_index
 from pterefd.mm.unmap import change_range, note_rss
 from pterefd.mm.vma import vma_count, vma_record
 
@@ -154,15 +155,29 @@ def fault_around(s, m, v, addr):
     low = max(index & ~(FAULT_AROUND_PAGES - 1), index - min(index, within))
     high = min(low + FAULT_AROUND_PAGES, 512)
     high = min(high, index + (s.vma[v, V_END] >> 12) - page)
+    o = s.vma[v, V_OBJ]
+    if s.obj[o, O_KIND] == OBJ_FILE and page_of(s, m, addr) == 0:
+        # filemap_map_pages makes the PTE page in filemap_map_pmd, which it skips where the first cached page is
+        # the file's last (can_map_large)
+        shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> 12)
+        first, last = cached_run(s, o, page - index + low + shift)
+        if first < last and first == pages_in(s, o) - 1:
+            return False
     return _fill(s, m, v, page - index + low, page - index + high)
+
+
+@kernel
+def cache_page(s, v, addr):
+    """__do_fault: the page is in the page cache from now on."""
+    page = (addr - s.vma[v, V_START] >> 12) + s.vma[v, V_PGOFF]
+    add_cached(s, s.vma[v, V_OBJ], page, page + 1)
 
 
 @kernel
 def map_page(s, m, v, addr):
     """finish_fault: one page of the object, put into the page cache where it was not."""
     o = s.vma[v, V_OBJ]
-    page = (addr - s.vma[v, V_START] >> 12) + s.vma[v, V_PGOFF]
-    add_cached(s, o, page, page + 1)
+    cache_page(s, v, addr)
     t = make_page(s, m, addr)
     i = span_index(addr)
     j = (addr >> 12) & 511
@@ -214,7 +229,7 @@ def truncate(s, o, size):
     s.obj[o, O_SIZE] = size
     pages = (size + 4095) >> 12
     drop_cached(s, o, pages, 1 << 51)
-    _unmap_object(s, o, pages, 1 << 51, T_UNMAP_ALL)
+    _unmap_object(s, o, pages, 1 << 51, T_ZAP)  # guard markers stay
 
 
 @kernel

@@ -70,7 +70,7 @@ from pterefd.mm.events import (
 from pterefd.mm.populate import populate
 from pterefd.mm.profile import PF_REALIGN
 from pterefd.mm.unmap import munmap, note_rss
-from pterefd.mm.vma import add_range, vma_at, vma_count, vma_first, vma_record
+from pterefd.mm.vma import account, add_range, new_vma, put_vma, vma_at, vma_count, vma_first, vma_record
 
 # ---- mmap -------------------------------------------------------------------------------------
 
@@ -149,7 +149,12 @@ def brk(s, m, addr, start):
         munmap(s, m, addr, old)
     elif addr > old:
         flags = VM_READ | VM_WRITE | VM_ACCOUNT | s.mm[m, M_DEF_FLAGS]
-        add_range(s, m, old, addr, flags, old >> 12, -1, 0, 0, False, False)
+        if old > s.mm[m, M_START_BRK]:
+            add_range(s, m, old, addr, flags, old >> 12, -1, 0, 0, False, False)
+        else:
+            # sys_brk looks for a mapping to extend no further down than start_brk: not the bss
+            account(s, m, flags, (addr - old) >> 12)
+            put_vma(s, m, new_vma(s, old, addr, flags, old >> 12, -1))
         if flags & VM_LOCKED:
             populate(s, m, old, addr, True)
     s.mm[m, M_BRK] = addr

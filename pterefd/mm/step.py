@@ -32,6 +32,7 @@ from pterefd.engine.layout import (
     V_END,
     V_FLAGS,
     V_OBJ,
+    V_PGOFF,
     V_START,
     VM_HUGETLB,
     VM_MAYBE_GUARD,
@@ -65,11 +66,11 @@ from pterefd.mm.events import (
     X_PROT,
 )
 from pterefd.mm.fault import fault_page, fault_range, mapping_for
-from pterefd.mm.files import note_cache, truncate
+from pterefd.mm.files import drop_cached, note_cache, truncate
 from pterefd.mm.populate import mlock, mprotect, munlock
 from pterefd.mm.remap import brk, mmap, mremap
 from pterefd.mm.unmap import change_range, munmap, note_rss
-from pterefd.mm.vma import prepare_anon, vma_at, vma_record
+from pterefd.mm.vma import prepare_anon, vma_at, vma_count, vma_first, vma_record
 
 _MM_TOP = G_POOLS + POOL_MM * POOL_COLUMNS
 
@@ -244,6 +245,20 @@ def _fault_event(s, m, addr, length, write, failed, imply):
 
 
 @kernel
+def _uncache(s, m, start, end):
+    """Pages of objects in [start, end) were reclaimed: they are no longer in the page cache."""
+    k = vma_first(s, m, start)
+    while k < vma_count(s, m) and s.vma[vma_record(s, m, k), V_START] < end:
+        v = vma_record(s, m, k)
+        shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> 12)
+        low = max(start, s.vma[v, V_START]) >> 12
+        high = min(end, s.vma[v, V_END]) >> 12
+        if s.vma[v, V_OBJ] > 0:
+            drop_cached(s, s.vma[v, V_OBJ], low + shift, high + shift)
+        k += 1
+
+
+@kernel
 def _call(s, m, o, addr, length, arg, err, ext, objects):
     """A system call, or what a snapshot says. True where a `state` corrected something."""
     end = addr + length
@@ -272,6 +287,8 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
     elif o == OP_SWAP_OUT:
         note_rss(s, m)
         change_range(s, m, addr, end, T_DROP if arg else T_SWAP_OUT)
+        if arg:
+            _uncache(s, m, addr, end)
     elif o == OP_STATE:
         changed = set_state(s, m, addr, end, arg & (STATE_TABLES - 1), arg & STATE_TABLES != 0)
         return changed and s.mm[m, M_BEGUN] != 0

@@ -371,7 +371,7 @@ def _reusable(s, old, a, b):
     return (
         s.vma[a, V_END] == s.vma[b, V_START]
         and s.vma[a, V_OBJ] == s.vma[b, V_OBJ]
-        and (s.vma[a, V_FLAGS] ^ s.vma[b, V_FLAGS]) & ~VM_ACCESS == 0
+        and (s.vma[a, V_FLAGS] ^ s.vma[b, V_FLAGS]) & ~(VM_ACCESS | VM_MAYBE_GUARD) == 0
         and s.vma[a, V_PGOFF] + pages_of(s, a) == s.vma[b, V_PGOFF]
     )
 
