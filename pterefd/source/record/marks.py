@@ -100,6 +100,12 @@ class Marks:
     missed_checkpoints: int = 0
     end: int = 0  # when the tracer let go; what perf has seen later is left out. 0: everybody ended by then
 
+    def forget_before(self, t: int) -> None:
+        """Forget which tasks came and went before t: a snapshot of that time has who was there."""
+        self.clones = [mark for mark in self.clones if mark.t > t]
+        self.refused = [mark for mark in self.refused if mark.t > t]
+        self.exits = [mark for mark in self.exits if mark.t > t]
+
     def cut(self, t: int) -> None:
         """Forget what came after t: perf's events end there."""
         self.execs = [mark for mark in self.execs if mark.t <= t]

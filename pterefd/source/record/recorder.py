@@ -222,8 +222,14 @@ class _Run:
             self._perf.close()
             self._perf = perf.Perf(self._perf_path, self._data_path, pid, self._events)
         self._perf.enable()
-        self._snapshot(pid, flags)
+        for attempt in range(10):
+            first = self._snapshot(pid, flags)
+            if tracer.stood_still(mm, wake=attempt >= 2):
+                break
+        else:
+            raise perf.RecorderError(f"process {pid} cannot be made to stand still (its threads wake up again)")
         tracer.release(mm)
+        self._begin_with(*first)
         stood = (time.monotonic() - begin) * 1000
         self._say(f"attached to {pid} ({self._marks.execs[0].snapshot.comm}), which stood still for {stood:.0f} ms")
         if self._options.duration is not None:
@@ -231,20 +237,25 @@ class _Run:
             tracer.stop_requested = lambda: self._stop or time.monotonic() >= end
         tracer.run()
 
-    def _snapshot(self, pid: int, flags: dict[int, frozenset[str]]) -> None:
+    def _snapshot(self, pid: int, flags: dict[int, frozenset[str]]) -> tuple[ExecMark, procmem.Checkpoint | None]:
         """What the process is when recording begins: its memory, and the first checkpoint."""
+        t = time.monotonic_ns()
         snapshot, entries = read_snapshot(pid, attached=True, flags=flags)
         checkpoint = procmem.read_checkpoint(pid)
         threads = [tid for tid in procmem.tasks(pid) if tid != pid]
-        t = time.monotonic_ns()
-        self._marks.clones.clear()
         self._marks.huge_pages += entries.huge
-        self._marks.execs.append(ExecMark(t, pid, pid, snapshot, attached=True, threads=threads))
+        return ExecMark(t, pid, pid, snapshot, attached=True, threads=threads), checkpoint
+
+    def _begin_with(self, mark: ExecMark, checkpoint: procmem.Checkpoint | None) -> None:
+        """The recording begins with this; what the tracer met before is in it."""
+        pid, unlocated = mark.tgid, mark.snapshot.unlocated or 0
+        self._marks.forget_before(mark.t)
+        self._marks.execs.insert(0, mark)
         if checkpoint is not None:
-            fields = checkpoint.fields | {"unlocated_pte_pages": snapshot.unlocated or 0}
-            self._marks.checkpoints.append(CheckpointMark(t, pid, fields, checkpoint.swapped, []))
-        if snapshot.unlocated:
-            self._say(f"{snapshot.unlocated} page-table pages of {pid} hold nothing: their place cannot be known")
+            fields = checkpoint.fields | {"unlocated_pte_pages": unlocated}
+            self._marks.checkpoints.insert(0, CheckpointMark(mark.t, pid, fields, checkpoint.swapped, []))
+        if unlocated:
+            self._say(f"{unlocated} page-table pages of {pid} hold nothing: their place cannot be known")
 
     # -- both -------------------------------------------------------------------------------------
 

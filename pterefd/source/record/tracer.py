@@ -156,7 +156,17 @@ class Tracer:
         mm.holding = True
         self._begin_stop(mm)
         self._pump(10 * _STOP_TIMEOUT, lambda: bool(mm.waiting))
-        return not mm.waiting and self._stood_still(mm)
+        return not mm.waiting
+
+    def stood_still(self, mm: Mm, *, wake: bool = False) -> bool:
+        """Whether nobody of a held mm has moved since. Sleepers who woke (with wake: all sleepers) are stopped."""
+        moved = [tid for tid, count in mm.asleep.items() if _scheduled(tid) != count]
+        for tid in list(mm.asleep) if moved and wake else moved:
+            del mm.asleep[tid]
+            if ptrace.interrupt(tid):
+                mm.waiting.add(tid)
+        self._pump(10 * _STOP_TIMEOUT, lambda: bool(mm.waiting))
+        return not moved
 
     def release(self, mm: Mm) -> None:
         """Let the tasks of an mm go on."""
