@@ -202,7 +202,7 @@ def _transitions() -> np.ndarray:
     table[T_FREE, E_SWAP] = E_NONE
     table[T_SWAP_OUT, E_ANON] = E_SWAP
     table[T_SWAP_OUT, lazy] = E_SWAP
-    table[T_DROP, E_ANON] = E_SWAP
+    table[T_DROP, E_ANON] = E_NONE  # whether it was clean is known to the folio, so the trace is believed
     table[T_DROP, lazy] = E_NONE
     table[T_DROP, E_FILE] = E_NONE
     table[T_DROP, E_SHMEM] = E_NONE
