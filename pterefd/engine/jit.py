@@ -11,9 +11,12 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
+from numba.core.types import unliteral
 
 from pterefd.errors import Missing
 
@@ -71,7 +74,22 @@ def _prune(base: Path, current: Path) -> None:
 
 numba.config.CACHE_DIR = str(cache_directory())
 
-# error_model numpy: no test for division by zero.  nogil: a replay's thread leaves the others alone.
-kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+def _without_literals(dispatcher: Any) -> Any:
+    """Let calls from other kernels see plain types: numba would compile a kernel anew for every constant."""
+    template = dispatcher.get_call_template
+
+    def get_call_template(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        return template(tuple(map(unliteral, args)), {name: unliteral(typ) for name, typ in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile at the first call. nogil: a replay's thread leaves the others alone; no test for division by zero."""
+    return _without_literals(numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
 # Small helpers on the path of every event, put in place before LLVM sees them.
 inline = numba.njit(nogil=True, cache=True, error_model="numpy", inline="always")
