@@ -34,11 +34,22 @@ from .agent import (
     Process,
     Run,
 )
-from .build import build_agent
+from .build import build_agent, heap_start
 from .program import ADVICE_NUMBER, MAP_FIXED, PAGE, FileSpec, Op, Program, flags_number, prot_number
 
 Row = dict[str, Any]
 FIELDS = Counters._fields[:-1]  # huge_entries has no field in a trace
+SHORT = {  # name in a directed case -> counter, its unit
+    "tables": ("VmPTE", 4),
+    "anon": ("RssAnon", 4),
+    "file": ("RssFile", 4),
+    "shmem": ("RssShmem", 4),
+    "zero": ("zero_entries", 1),
+    "present": ("present_entries", 1),
+    "swap": ("swap_entries", 1),
+    "guard": ("guard_entries", 1),
+    "vmas": ("vmas", 1),
+}
 SHARED_ADVICE = ("remove", "pageout")  # may change the entries of other processes
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 
@@ -57,6 +68,11 @@ class Machine:
     states: bool = False
     every_process: bool = False
     cpu: int | None = None
+
+    @property
+    def heap_start(self) -> int:
+        """Where the agent's heap begins."""
+        return heap_start(self.agent)
 
     @classmethod
     def this(cls, *, states: bool = False, every_process: bool = False, cpu: int | None = None) -> Machine:
@@ -172,6 +188,8 @@ class Execution:
         self.checkpoints = 0
         self.first: Counters | None = None
         self.after: list[Counters | None] = []  # by operation: what the kernel said of the process that acted
+        self.errnos: list[int] = []  # by operation
+        self.children: dict[int, Counters] = {}  # what it said of a child when it was forked
         self.ends: list[int] = []  # by operation: the number of rows when it was done
         self.text = (0, 0)
 
@@ -254,10 +272,32 @@ class Execution:
             self.rows.append({"op": "exit", "pid": pid})
             self.group.exit(self.processes[pid])
 
+    def changes_by(self, index: int) -> dict[str, int]:
+        """What an operation changed, by short names (SHORT), in tables, pages or entries; of a fork, child_* is the
+        child's less the parent's."""
+        op = self.program.ops[index]
+        now = self.after[index]
+        earlier = [
+            self.children[past["child"]] if past.get("child") == op["pid"] else self.after[at]
+            for at, past in enumerate(self.program.ops[:index])
+            if op["pid"] in (past.get("pid"), past.get("child"))
+        ]
+        known = [counters for counters in earlier if counters is not None]
+        before = known[-1] if known else self.first
+        assert now is not None
+        assert before is not None
+        out = {"errno": self.errnos[index]}
+        for name, (field, unit) in SHORT.items():
+            out[name] = (getattr(now, field) - getattr(before, field)) // unit
+            if op.get("child") in self.children:
+                out[f"child_{name}"] = (getattr(self.children[op["child"]], field) - getattr(now, field)) // unit
+        return out
+
     # -- operations ------------------------------------------------------------------------------
 
     def _do(self, op: Op) -> None:
         self.after.append(None)
+        self.errnos.append(0)
         if op["op"] == "truncate":
             self._truncate(op)
             return
@@ -277,6 +317,7 @@ class Execution:
     def _answered(self, pid: int, answer: Answer) -> None:
         self._expect(pid, answer.counters)
         self.after[-1] = answer.counters
+        self.errnos[-1] = answer.errno
 
     def _do_mmap(self, op: Op, process: Process) -> None:
         row = {key: op[key] for key in ("op", "pid", "addr", "len", "prot", "flags")}
@@ -363,6 +404,7 @@ class Execution:
         self.rows.append({"op": "fault", "pid": op["child"], "addr": start, "len": end - start, "write": False})
         self._answered(op["pid"], answer)
         self._expect(op["child"], hello.counters)
+        self.children[op["child"]] = hello.counters
 
     def _do_exec(self, op: Op, process: Process) -> None:
         self._started(op["pid"], self.group.exec(process))

@@ -1,0 +1,190 @@
+"""The oracle: random programs on the running kernel, their traces checked with the model.
+
+    python -m tests.kernel.oracle --programs 300 --seed 1 [--family anon] [--length 100] [--keep DIR]
+
+ends with `N programs, D differ` and exits 1 where D is not 0. A program that differs is made as short as can be; its
+trace goes to --keep, and it is printed with the first checkpoint that differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pterefd.engine.arena import Limits
+from pterefd.session.check import CheckOptions, check_trace
+
+from .agent import AgentError
+from .execute import Execution, Machine, Row
+from .generate import FAMILIES, generate
+from .program import Program, describe
+from .shrink import shrink
+from .swapfile import swap_file
+
+LIMITS = Limits(
+    mms=64, mappings=1 << 14, pmd_pages=1 << 10, pte_pages=1 << 16, own_entries=1 << 14, files=1 << 10, blocks=1 << 18
+)
+SWAPPING = frozenset({"swap", "mixed"})  # families that need somewhere to swap to
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the check of one trace said. differences: in order; each says where, which field, kernel's, model's."""
+
+    checkpoints: int
+    differences: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One program's: its number of checkpoints, and where it differs the report and the shortest trace."""
+
+    family: str
+    seed: int
+    checkpoints: int
+    report: str = ""
+    trace: bytes = b""
+
+
+def encode(rows: Iterable[Row]) -> bytes:
+    """Rows as JSON Lines."""
+    return b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
+
+
+def check_rows(rows: list[Row]) -> Verdict:
+    """Replay the rows with the model and compare every checkpoint."""
+    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.NamedTemporaryFile(prefix="pterefd-oracle-", suffix=".jsonl", dir=directory) as file:
+        file.write(encode(rows))
+        file.flush()
+        result = check_trace(Path(file.name), options=CheckOptions(), limits=LIMITS)
+    if result.error is not None:
+        raise result.error
+    return Verdict(result.checkpoints, list(result.differences))
+
+
+def differs(machine: Machine, program: Program) -> bool:
+    """Run it and say whether the model differs; a program that the agent does not survive does not."""
+    try:
+        return bool(check_rows(Execution(machine, program).run()).differences)
+    except AgentError:
+        return False
+
+
+def readable(rows: list[Row], differences: list[Any]) -> str:
+    """The trace as text, without its checkpoints, then what differs first."""
+    lines = [describe(row) for row in rows if row["op"] not in ("trace", "expect", "state")]
+    return "\n".join(
+        ["  " + line for line in lines] + [f"  first difference: {differences[0]}"] if differences else lines
+    )
+
+
+def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bool = True) -> Outcome:
+    """Generate, run, check; where it differs, shrink."""
+    program = generate(family, seed, length, machine.heap_start)
+    execution = Execution(machine, program)
+    verdict = check_rows(execution.run())
+    if not verdict.differences:
+        return Outcome(family, seed, verdict.checkpoints)
+    if shrinking:
+        careful = replace(machine, every_process=True)
+        short = shrink(program, lambda attempt: differs(careful, attempt))
+        rows = Execution(careful, short).run()
+        again = check_rows(rows)
+        if again.differences:
+            return Outcome(family, seed, verdict.checkpoints, readable(rows, again.differences), encode(rows))
+    # It does not show again (or was not to be shrunk): keep what was seen.
+    rows = execution.rows
+    return Outcome(family, seed, verdict.checkpoints, readable(rows, verdict.differences), encode(rows))
+
+
+def plan(programs: int, seed: int, families: list[str]) -> list[tuple[str, int]]:
+    """(family, seed) of each program: the families in turn."""
+    return [(families[i % len(families)], seed * 1_000_000 + i) for i in range(programs)]
+
+
+def run_share(args: tuple[Machine, list[tuple[str, int]], int, bool]) -> list[Outcome]:
+    """One worker's programs."""
+    machine, share, length, shrinking = args
+    return [run_one(machine, family, seed, length, shrinking) for family, seed in share]
+
+
+@contextmanager
+def swap_for(families: Iterable[str], megabytes: int = 512) -> Iterator[None]:
+    """A swap file where a family needs one."""
+    with swap_file(megabytes) if SWAPPING & set(families) else nullcontext():
+        yield
+
+
+def run_many(
+    machine: Machine,
+    work: list[tuple[str, int]],
+    length: int = 100,
+    *,
+    jobs: int = 1,
+    shrinking: bool = True,
+) -> Iterator[Outcome]:
+    """Run programs and yield their outcomes; with jobs > 1 in as many processes, each on a CPU of its own."""
+    if jobs == 1:
+        for family, seed in work:
+            yield run_one(machine, family, seed, length, shrinking)
+        return
+    cpus = sorted(os.sched_getaffinity(0))
+    size = max(1, min(20, len(work) // jobs))
+    shares = [work[at : at + size] for at in range(0, len(work), size)]
+    tasks = [(replace(machine, cpu=cpus[i % len(cpus)]), share, length, shrinking) for i, share in enumerate(shares)]
+    with ProcessPoolExecutor(jobs) as pool:
+        for outcomes in pool.map(run_share, tasks):
+            yield from outcomes
+
+
+def keep(outcome: Outcome, directory: Path | None) -> None:
+    """Print a difference, and store its trace."""
+    print(f"{outcome.family} {outcome.seed} differs:\n{outcome.report}", flush=True)
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{outcome.family}-{outcome.seed}.jsonl").write_bytes(outcome.trace)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kernel.oracle", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--programs", type=int, default=300)
+    parser.add_argument("--seed", type=int, help="default: a fresh one, printed")
+    parser.add_argument("--family", choices=[*FAMILIES, "all"], default="all")
+    parser.add_argument("--length", type=int, default=100, help="operations a program")
+    parser.add_argument("--keep", type=Path, help="directory for the traces of programs that differ")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--states", action="store_true", help="compare at the end where each entry is, too")
+    parser.add_argument("--no-shrink", action="store_true")
+    args = parser.parse_args(argv)
+    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1_000_000)
+    families = list(FAMILIES) if args.family == "all" else [args.family]
+    machine = Machine.this(states=args.states, cpu=max(os.sched_getaffinity(0)))
+    began, done, differing, checkpoints = time.monotonic(), 0, 0, 0
+    with swap_for(families):
+        for outcome in run_many(
+            machine, plan(args.programs, seed, families), args.length, jobs=args.jobs, shrinking=not args.no_shrink
+        ):
+            done += 1
+            checkpoints += outcome.checkpoints
+            if outcome.report:
+                differing += 1
+                keep(outcome, args.keep)
+    print(f"seed {seed}, {checkpoints} checkpoints, {time.monotonic() - began:.1f} s")
+    print(f"{done} programs, {differing} differ")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
