@@ -77,7 +77,7 @@ def make_state(limits: Limits) -> State:
         obj=_reserve((limits.files, lo.OBJ_COLUMNS), np.int64),
         key=_reserve((limits.blocks,), np.int64),
         val=_reserve((limits.blocks,), np.int64),
-        pids=_reserve((limits.pid_max,), np.int32),
+        pids=_reserve((limits.pid_max + 1,), np.int32),
         dirty=_reserve((limits.mms,), np.int32),
         tmp=np.zeros(64, dtype=np.int64),
     )

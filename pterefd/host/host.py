@@ -153,6 +153,8 @@ class Host:
         """An event that kernels leave to Python. False where it is the session's."""
         op, pid, arg = int(batch.op[i]), int(batch.pid[i]), int(batch.arg[i])
         now = max(int(batch.t[i]), 0)
+        if max(pid, arg if op == ev.OP_FORK else 0) > self.limits.pid_max:
+            raise EventError(batch.first + i, f"a pid above {self.limits.pid_max}, the host's limit")
         if op == ev.OP_EXEC:
             self._exec(pid, batch.side[arg], now)
         elif op == ev.OP_FORK:

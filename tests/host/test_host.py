@@ -148,3 +148,11 @@ def test_paths_tell_what_is_mapped() -> None:
     kinds = {"/lib/libc.so.6": lo.OBJ_FILE, "/dev/shm/x": lo.OBJ_SHMEM, "/memfd:a (deleted)": lo.OBJ_SHMEM}
     kinds |= {"[vdso]": lo.OBJ_VDSO, "[vvar_vclock]": lo.OBJ_VVAR, "[heap]": -1, "[anon:x]": -1}
     assert {path: kind_of_path(path) for path in kinds} == kinds
+
+
+def test_a_pid_beyond_the_limit_is_refused() -> None:
+    machine = host()
+    run(machine, ("exec", SMALL.pid_max))
+    for event in (("exec", SMALL.pid_max + 1), ("fork", SMALL.pid_max, 0, 0, SMALL.pid_max + 1)):
+        with pytest.raises(EventError, match="a pid above 32768, the host's limit"):
+            run(machine, event)
