@@ -66,6 +66,7 @@ WRONG_EVENTS = [
     ({"op": "expect", "pid": 1}, "expect: says nothing: it needs a field to compare"),
     ({"op": "expect", "pid": 1, "t0": 1, "t1": 2}, "expect: says nothing"),
     ({**EXPECT, "t0": 1}, "expect: t0 and t1 go together"),
+    ({**EXPECT, "t1": 1}, "expect: t0 and t1 go together"),
     ({**EXPECT, "t0": 2, "t1": 1}, "expect: t0 2 is after t1 1"),
     ({**EXPECT, "VmPTE": -4}, "expect: VmPTE -4 is not in 0.."),
     ({"op": "brk", "pid": 1, "addr": 5000}, "brk: addr 0x1388 is not page-aligned (4096)"),
@@ -105,7 +106,7 @@ WRONG_LINES = [
     ('{"op":7}', "op must be a string"),
     ('{"op":"exit","pid":1', "bad JSON: "),
     ('{"op":"exit","pid":1}}', "bad JSON: "),
-    ('{"op":"exit","pid":1} {"op":"exit","pid":1}', "bad JSON: "),
+    ('{"op":"free_ptes","pid":1} {"op":"free_ptes","pid":1}', "bad JSON: "),
     ('{"op":"free_ptes","pid":1}null{"op":"free_ptes","pid":1}', "bad JSON: "),
     ('{"op":"exit","pid":01}', "bad JSON: "),
     ('{"op":"exit","pid":NaN}', "bad JSON: "),
@@ -136,28 +137,61 @@ def read(path: Path) -> str:
 GOOD = {**FAULT, "t": 7}
 
 
+# The first error is named, whether others follow (the second list) or it must be found for itself.
+AFTER = [[FAULT], [FAULT, {"op": "nonsense"}]]
+
+
+@pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize(("event", "message"), WRONG_EVENTS)
-def test_json_lines(event: Event, message: str, tmp_path: Path) -> None:
-    path = to_jsonl(tmp_path / "x.jsonl", [EXEC, GOOD, "", event, FAULT, {"op": "nonsense"}])
+def test_json_lines(event: Event, message: str, after: list[Event], tmp_path: Path) -> None:
+    path = to_jsonl(tmp_path / "x.jsonl", [EXEC, GOOD, event, *after])
     text = read(path)
-    assert text.startswith(f"{path}:4: ")
+    assert text.startswith(f"{path}:3: ")
     assert message in text
 
 
+@pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize(("event", "message"), WRONG_EVENTS)
-def test_parquet(event: Event, message: str, tmp_path: Path) -> None:
-    path = to_parquet(tmp_path / "x.parquet", [EXEC, GOOD, FAULT, event, FAULT, {"op": "nonsense"}], row_group_size=3)
+def test_parquet(event: Event, message: str, after: list[Event], tmp_path: Path) -> None:
+    path = to_parquet(tmp_path / "x.parquet", [EXEC, GOOD, FAULT, event, *after], row_group_size=3)
     text = read(path)
     assert text.startswith(f"{path}: row 3: ")
     assert message in text
 
 
+@pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize(("line", "message"), WRONG_LINES)
-def test_lines(line: str | bytes, message: str, tmp_path: Path) -> None:
-    path = to_jsonl(tmp_path / "x.jsonl", [EXEC, GOOD, line, FAULT, "nonsense"])
+def test_lines(line: str | bytes, message: str, after: list[Event], tmp_path: Path) -> None:
+    path = to_jsonl(tmp_path / "x.jsonl", [EXEC, "", GOOD, line, *after])
     text = read(path)
-    assert text.startswith(f"{path}:3: ")
+    assert text.startswith(f"{path}:4: ")
     assert message in text
+    path = to_jsonl(tmp_path / "x.jsonl", [EXEC, GOOD, line, *after])
+    assert read(path).startswith(f"{path}:3: ")
+
+
+def test_objects_go_by_lines(tmp_path: Path) -> None:
+    """Arrow reads objects wherever they begin: as many as there are lines here, but not one on each."""
+    one = '{"op":"free_ptes","pid":1}'
+    path = to_jsonl(tmp_path / "x.jsonl", [EXEC, '{"op":"free_ptes",', '"pid":1}', one + one, one])
+    assert read(path).startswith(f"{path}:2: bad JSON: ")
+
+
+@pytest.mark.parametrize("line", ["null", "null\nnull", "[null]"])
+def test_nothing_but_null(line: str, tmp_path: Path) -> None:
+    """Arrow's reader crashes on a file of nulls."""
+    path = to_jsonl(tmp_path / "x.jsonl", [{"op": "trace", "format_version": 1}, line])
+    assert read(path) == f"{path}:2: not a JSON object"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_many_events_of_one_pid_that_has_gone(form: str, tmp_path: Path) -> None:
+    """A long batch of a single pid takes a short cut."""
+    events = [EXEC, {"op": "exit", "pid": 1}, *([FAULT] * 500)]
+    if form == "jsonl":
+        assert ":3: fault: pid 1 was never" in read(to_jsonl(tmp_path / "x", events))
+    else:
+        assert ": row 2: fault: pid 1 was never" in read(to_parquet(tmp_path / "x", events, row_group_size=2))
 
 
 def test_the_line_is_right_far_into_a_file(tmp_path: Path) -> None:

@@ -186,7 +186,11 @@ def test_a_full_disk_keeps_the_complete_row_groups(small_disk: Path) -> None:
     assert caught.value.exit_code == EXIT_PARTLY
     trace = open_trace(path)
     assert trace.events > 300_000  # at some 5.3 bytes each: all but what the estimate of the next piece keeps free
-    assert sum(len(batch) for batch in trace.batches()) == trace.events == writer.events
+    addr = np.concatenate([batch.addr for batch in trace.batches()])
+    assert len(addr) == trace.events == writer.events
+    rng = np.random.default_rng(1)
+    added = np.concatenate([incompressible(rng, 50_000)["addr"] for _ in range(len(addr) // 50_000 + 1)])
+    assert np.array_equal(addr[1:], added[: len(addr) - 1])  # all up to there, none left out
     assert [entry.name for entry in small_disk.iterdir()] == ["x.parquet"]
     writer.close()  # does nothing more
 
