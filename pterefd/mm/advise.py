@@ -92,7 +92,9 @@ def _new_flags(flags, advice):
     if advice == A_NOHUGEPAGE:
         return (flags & ~VM_HUGEPAGE) | VM_NOHUGEPAGE
     if advice == A_MERGEABLE:
-        return flags | VM_MERGEABLE
+        # vma_ksm_compatible: others are passed over without an error
+        fits = not flags & (VM_SHARED | VM_PFNMAP | VM_HUGETLB | VM_SPECIAL)
+        return flags | VM_MERGEABLE if fits else -1
     if advice == A_UNMERGEABLE:
         return flags & ~VM_MERGEABLE
     return -1

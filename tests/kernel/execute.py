@@ -258,9 +258,14 @@ class Execution:
                 start, end = (int(word, 16) for word in words[0].split("-"))
                 shared.append((start, end))
         for run in process.ask("s").runs:
-            shmem = any(a <= run.start < b for a, b in shared)
-            row: Row = {"op": "state", "pid": pid, "addr": run.start, "len": run.end - run.start}
-            yield row | {"entry": entry_name(run.categories, shmem)}
+            # One run may go over the end of a mapping: from a file's pages to shmem's.
+            cuts = sorted(
+                {run.start, run.end, *(mark for area in shared for mark in area if run.start < mark < run.end)}
+            )
+            for start, end in pairwise(cuts):
+                shmem = any(a <= start < b for a, b in shared)
+                row: Row = {"op": "state", "pid": pid, "addr": start, "len": end - start}
+                yield row | {"entry": entry_name(run.categories, shmem)}
 
     def _end(self) -> None:
         for pid, process in self.processes.items():

@@ -64,6 +64,17 @@ ANON_ADVICE = {
     "wipeonfork": 3,
     "keeponfork": 2,
 }
+FLAG_ADVICE = {  # each sets or clears a flag that decides what merges
+    "hugepage": 3,
+    "nohugepage": 3,
+    "mergeable": 2,
+    "unmergeable": 2,
+    "dontdump": 3,
+    "dodump": 3,
+    "random": 2,
+    "sequential": 2,
+    "normal": 3,
+}
 BOARDS = {"span": 5, "gib": 4, "pgd": 3, "wide": 1}
 ANON_FLAGS = {"noreserve": 0.1, "populate": 0.1}
 
@@ -71,7 +82,7 @@ FAMILIES: dict[str, Family] = {
     "anon": Family(ANON_OPS, ANON_ADVICE, {"anon": 1}, BOARDS, extra_flags=ANON_FLAGS),
     "vma": Family(
         {**ANON_OPS, "mprotect": 24, "read": 18, "write": 12, "fork": 7, "exit": 3, "move": 12, "munmap": 5},
-        {**ANON_ADVICE, "dontneed": 20, "dontfork": 6, "dofork": 5, "wipeonfork": 6, "keeponfork": 5},
+        {**ANON_ADVICE, "dontneed": 20, "dontfork": 6, "dofork": 5, "wipeonfork": 6, "keeponfork": 5, **FLAG_ADVICE},
         {"anon": 1},
         {"span": 4, "gib": 2, "pgd": 1},
         boundaries=(4, 6),
@@ -126,6 +137,31 @@ FAMILIES: dict[str, Family] = {
         {"anon": 3, "growsdown": 6},
         {"down": 5, "gib": 2, "span": 1},
         extra_flags={"populate": 0.06, "noreserve": 0.04},
+    ),
+    "broad": Family(
+        {
+            **ANON_OPS,
+            "mlock": 8,
+            "munlock": 5,
+            "brk": 6,
+            "below": 8,
+            "truncate": 2,
+            "stack": 2,
+            "madvise": 32,
+            "mmap": 12,
+        },
+        {
+            **ANON_ADVICE,
+            **dict.fromkeys(FLAG_ADVICE, 1),
+            "guard_install": 10,
+            "guard_remove": 8,
+            "dontneed_locked": 8,
+            "remove": 3,
+        },
+        {"anon": 6, "growsdown": 4, "shared": 3, "disk": 2, "disk_private": 3, "tmpfs": 2, "tmpfs_private": 2},
+        {"span": 3, "gib": 3, "pgd": 2, "heap": 2, "down": 4},
+        processes=5,
+        extra_flags={**ANON_FLAGS, "locked": 0.06},
     ),
     "mixed": Family(
         {**ANON_OPS, "mlock": 5, "munlock": 4, "brk": 6, "below": 4, "truncate": 2, "madvise": 30, "mmap": 12},
@@ -434,9 +470,18 @@ class Generator:
         start = 0x7FFF_FFFF_F000 - PAGE * self.rng.choice((30, 34, 40, 300, 511, 512, 513, 600, 1000, 1024, 1300, 2040))
         return {"op": "fault", "pid": pid, "addr": start, "len": PAGE, "write": self.rng.random() < 0.7}
 
-    def _madvise(self, pid: int) -> Op:
+    def _madvise(self, pid: int) -> Op | None:
         advice = pick(self.rng, self.family.advice)
         start, end = self._mapped_range(pid)
+        if advice == "remove":
+            # Holes in a file on disk are filled by readahead, in folios of any size: only shmem is punched.
+            areas = [area for area in self.shadows[pid].areas if area[2] in ("shared", "tmpfs", "tmpfs_private")]
+            if not areas:
+                return None
+            area = self.rng.choice(areas)
+            start, end = max(start, area[0]), min(end, area[1])
+            if start >= end:
+                start, end = area[0], area[1]
         if advice.startswith(("populate", "guard")):
             start, end = self._limited(start, end, POPULATE_PAGES)
         return {"op": "madvise", "pid": pid, "addr": start, "len": end - start, "advice": advice}
