@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pterefd.source.record.calls import PAGE, USER_END, Translator, pair_calls
-from pterefd.source.record.lives import NOBODY, Checkpoint, Exec, Lives
-from pterefd.source.record.marks import Marks, Snapshot
+from pterefd.source.record.lives import NOBODY, Checkpoint, Lives
+from pterefd.source.record.marks import Marks
+from pterefd.source.record.opening import add_snapshot
 from pterefd.source.record.perf import FAULTS
 from pterefd.source.record.perfdata import MMAP2, PerfData
-from pterefd.source.record.table import ABSENT, FIRST, ROWS, Group, Table
+from pterefd.source.record.table import ABSENT, ROWS, Group, Table
 
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -85,75 +86,6 @@ class FileSizes:
                 if found.st_ino == inode:
                     self._known[key] = found.st_size
         return self._known[key]
-
-
-# ---- snapshots -----------------------------------------------------------------------------------
-
-
-def add_snapshot(table: Table, new: Exec) -> None:
-    """An exec with its mappings, its entries and its heap, all of one time and in this order."""
-    t, pid, snapshot = new.t, new.pid, new.mark.snapshot
-    owner = {"uid": snapshot.uid, "gid": snapshot.gid, "oom_score_adj": snapshot.oom_score_adj}
-    known = {name: value for name, value in owner.items() if value is not None}
-    if snapshot.cmdline:
-        known["cmdline"] = snapshot.cmdline  # type: ignore[assignment]
-    table.add(t, "exec", FIRST, pid=pid, comm=snapshot.comm, **known)
-    late: list[tuple[str, dict[str, int | str]]] = []  # calls behind the entries: with them the snapshot ends
-    for mapping in snapshot.maps:
-        start, length = mapping.start, mapping.end - mapping.start
-        set_flags = snapshot.flags.get(start, frozenset())
-        prot, flags = mapping.prot, map_flags(mapping.perms, mapping.path, set_flags, bool(mapping.inode))
-        if "ac" in set_flags and "w" not in prot and not mapping.shared:
-            # it was writable when it was accounted (VM_ACCOUNT), which it still is
-            late.append(("mprotect", {"addr": start, "len": length, "prot": prot}))
-            prot = f"{prot[0]}w{prot[2]}"
-        place = {"addr": start, "len": length, "prot": prot, "flags": flags}
-        offset = mapping.offset if mapping.inode else ABSENT
-        file = {"path": mapping.path or None, "offset": offset, "file_size": snapshot.sizes.get(start, ABSENT)}
-        table.add(t, "mmap", FIRST, pid=pid, **place, **file)
-        for advice in advice_of(set_flags):
-            late.append(("madvise", {"addr": start, "len": length, "advice": advice}))
-        if "lo" in set_flags:  # it makes entries where there are none
-            late.append(("mlock", {"addr": start, "len": length, "onfault": int("lf" in set_flags)}))
-    for row in snapshot.state:
-        table.add(t, "state", FIRST, pid=pid, addr=row.start, len=row.end - row.start, entry=row.entry)
-    _add_heap(table, t, pid, snapshot)
-    for op, fields in late:
-        table.add(t, op, FIRST, pid=pid, **fields)
-
-
-def map_flags(perms: str, path: str, set_flags: frozenset[str], is_file: bool) -> str:
-    """The format's flags of a line of maps and its VmFlags."""
-    names = ["shared" if perms[3] == "s" else "private"]
-    if not is_file:
-        names.append("anonymous")
-    if "nr" in set_flags:
-        names.append("noreserve")
-    if "gd" in set_flags or path == "[stack]":
-        names.append("growsdown")
-    if "ht" in set_flags:
-        names.append("hugetlb")
-    if path == "[stack]":
-        names.append("stack")
-    if path == "[heap]":
-        names.append("heap")
-    return ",".join(names)
-
-
-_ADVICE_FLAGS = (("dc", "dontfork"), ("wf", "wipeonfork"), ("hg", "hugepage"), ("nh", "nohugepage"))
-
-
-def advice_of(set_flags: frozenset[str]) -> list[str]:
-    """Advice that a mapping has been given, by its VmFlags, of what decides how it merges and forks."""
-    return [name for flag, name in _ADVICE_FLAGS if flag in set_flags]
-
-
-def _add_heap(table: Table, t: int, pid: int, snapshot: Snapshot) -> None:
-    """Where the heap begins, and where it ends now: at the end of its mapping, where it has one."""
-    start = -(-snapshot.brk_start // PAGE) * PAGE
-    if start:
-        heap = [mapping.end for mapping in snapshot.maps if mapping.path == "[heap]"]
-        table.add(t, "brk", FIRST, pid=pid, addr=max([start, *heap]), start=start)
 
 
 def _add_checkpoints(table: Table, checkpoints: list[Checkpoint]) -> None:
