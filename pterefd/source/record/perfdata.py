@@ -213,6 +213,8 @@ class PerfData:
         # perf that was killed leaves 0 there: then the records go on to the end of the file
         self.complete = 0 < data_size <= self.size - self._data_at
         self.data_end = self._data_at + data_size if self.complete else self.size
+        if data_size and not self.complete:
+            raise self._error(f"is truncated: {self.size} bytes of {self._data_at + data_size} and more")
         self.attrs = [self._attr(attrs_at + i * attr_size, attr_size) for i in range(attrs_size // attr_size)]
         if not self.attrs:
             raise self._error("names no events")
@@ -309,7 +311,7 @@ class PerfData:
         if not tracepoints:
             raise self._error("holds no tracepoints")
         layout = self._common_layout(tracepoints)
-        ids = np.array([i for attr in self.attrs for i in attr.ids], dtype=np.int64)
+        ids = np.array([i for attr in self.attrs for i in attr.ids], dtype=np.uint64).astype(np.int64)
         owners = np.array([n for n, attr in enumerate(self.attrs) for _ in attr.ids], dtype=np.int16)
         order = np.argsort(ids)
         t, pid, tid, event, raw, good = _read_samples(self.data, at, layout, ids[order], owners[order])
