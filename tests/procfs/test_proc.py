@@ -262,7 +262,8 @@ def test_a_shell_frees_page_tables(tree: Tree, here: House, mounted: Callable[[T
     mnt = mounted(tree)
 
     def sh(command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=mnt)
+        # The mount is served by this process: between vfork and exec, which cwd= lies in, nothing of it would answer.
+        return subprocess.run(["sh", "-c", f"cd '{mnt}' && {command}"], capture_output=True, text=True)
 
     def vm_pte() -> int:
         return int(sh("grep VmPTE 1/status").stdout.split()[1])

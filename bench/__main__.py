@@ -1,0 +1,136 @@
+"""`make bench`: how fast replay, import and start are here. A table on standard output; medians, and the spread.
+
+    python -m bench [--events 2000000] [--runs 5] [--json FILE]
+
+replay: single-page fault events from Parquet, decoding included, in one thread. import: JSON Lines into Parquet.
+start: from the command to a mounted tree that answers, kernels compiled before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.make_traces import write
+from pterefd import __version__
+from pterefd.errors import Missing
+from pterefd.session.check import check_trace
+from pterefd.source.convert import export_jsonl, import_jsonl
+from pterefd.source.trace import open_trace
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = Path(sys.executable).parent / "pterefd"
+TRACES = ("sequential_reads", "random_reads", "random_writes")
+TARGETS = {"replay": "5 M/s or more", "import": "0.5 M/s or more", "start": "2 s or less"}
+START_SECONDS = 60
+
+Row = dict[str, object]
+
+
+def timed(work: Callable[[], object], runs: int) -> list[float]:
+    """Wall seconds of `runs` runs, after one that is not counted."""
+    times = []
+    for _ in range(runs + 1):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return times[1:]
+
+
+def rate(what: str, name: str, events: int, times: list[float]) -> Row:
+    """A row in millions of events a second."""
+    speeds = sorted(events / seconds / 1e6 for seconds in times)
+    return row(what, name, "M events/s", speeds)
+
+
+def row(what: str, name: str, unit: str, values: list[float]) -> Row:
+    low, high = min(values), max(values)
+    return {"what": what, "name": name, "unit": unit, "median": statistics.median(values), "min": low, "max": high}
+
+
+def replay(path: Path) -> None:
+    """As `pterefd replay` does it."""
+    result = check_trace(path)
+    if result.error is not None:
+        raise result.error
+
+
+def start(trace: Path, folder: Path) -> float:
+    """Seconds from the command to the first answer of the mount."""
+    mount = folder / "mnt"
+    mount.mkdir(exist_ok=True)
+    command = [str(SCRIPT), "run", "--trace", str(trace), "--mount", str(mount), "--metrics-address", "127.0.0.1:0"]
+    begin = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
+        while not (mount / "sys").exists():
+            if daemon.poll() is not None or time.perf_counter() - begin > START_SECONDS:
+                raise Missing(f"the daemon did not mount within {START_SECONDS} s: {' '.join(command)}")
+            time.sleep(0.005)
+        seconds = time.perf_counter() - begin
+        daemon.send_signal(signal.SIGTERM)
+        daemon.wait(START_SECONDS)
+    return seconds
+
+
+def measure(events: int, runs: int) -> list[Row]:
+    """All rows. Kernels are compiled, and files read once, before anything is counted."""
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        for name in TRACES:
+            path = folder / f"{name}.parquet"
+            write(path, name, events)
+            count = open_trace(path).events
+            rows.append(rate("replay", name, count, timed(lambda path=path: replay(path), runs)))  # type: ignore[misc]
+        path = folder / "random_writes.parquet"
+        lines, target = path.with_suffix(".jsonl"), folder / "imported.parquet"
+        export_jsonl(path, lines)
+        count = open_trace(path).events
+        rows.append(rate("import", path.stem, count, timed(lambda: import_jsonl(lines, target, force=True), runs)))
+        recording = ROOT / "etc" / "traces" / "redis.parquet"
+        rows.append(row("start", recording.stem, "s", [start(recording, folder) for _ in range(runs)]))
+    return rows
+
+
+def machine() -> dict[str, object]:
+    """Where it was measured."""
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "pterefd": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cpu": model[0].partition(": ")[2] if model else platform.machine(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    options = parser.parse_args()
+    where = machine()
+    print(" ".join(f"{name}={value}" for name, value in where.items()))
+    rows = measure(options.events, options.runs)
+    print(f"{'what':<8}{'trace':<18}{'median':>8}{'min':>8}{'max':>8}  {'unit':<12}target")
+    for r in rows:
+        figures = "".join(f"{r[key]:>8.2f}" for key in ("median", "min", "max"))
+        print(f"{r['what']:<8}{r['name']:<18}{figures}  {r['unit']:<12}{TARGETS[str(r['what'])]}")
+    if options.json is not None:
+        options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
