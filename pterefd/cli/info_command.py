@@ -14,11 +14,11 @@ from pterefd.cli.options import FILE, print_json
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(file: Path, as_json: bool) -> int:
     """Show a trace's processes, events by op, duration, peak VmPTE, metadata and size."""
-    from pterefd.source import info
+    from pterefd.source.info import describe, render
 
-    described = info.describe(file)
+    described = describe(file)
     if as_json:
         print_json(described)
     else:
-        click.echo(info.render(described), nl=False)
+        click.echo(render(described), nl=False)
     return 0
