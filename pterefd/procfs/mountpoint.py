@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pterefd.errors import BadInput, Missing
 FSTYPE = "fuse.pterefd"
 DEVICE = "/dev/fuse"
 ANSWER_SECONDS = 2.0
+BUSY_SECONDS = 0.5  # how long a mount that is in use may stay so before it is detached
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # nobody serves the mount any more
 MNT_FORCE, MNT_DETACH = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -150,15 +152,18 @@ def _fusermount() -> str | None:
 
 
 def unmount(point: str, *, detach: bool = False) -> bool:
-    """Unmount point. Where somebody is still inside, end their connection and detach it: False.
+    """Unmount point. Where somebody stays inside, end their connection and detach it: False.
 
-    detach: at once so, for a mount whose daemon is dead. A mount that is gone already is no error.
+    Whoever is only reading a file just now is waited for. detach: at once so, for a mount whose daemon is
+    dead. A mount that is gone already is no error.
     """
-    if not detach:
-        if _umount(point, 0):
+    deadline = time.monotonic() + BUSY_SECONDS
+    while not detach:
+        if _umount(point, 0) or not is_ours(point):
             return True
-        if not is_ours(point):
-            return True
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
     _umount(point, MNT_FORCE | MNT_DETACH)
     return False
 

@@ -17,7 +17,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pterefd.procfs.intwrite import INT_MAX, INT_MIN, parse_int
 
@@ -115,8 +115,7 @@ class Dir:
 Entry = File | Link | Dir
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What a path leads to: the entry, its obj, and the family that owns it."""
 
     entry: Entry
@@ -124,8 +123,7 @@ class Found:
     family: Family | None
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat shows of a node. mode: type and permission bits."""
 
     mode: int
@@ -141,41 +139,52 @@ class Tree:
         self.root = root
         self.ctx = ctx
         self.uid, self.gid = os.geteuid(), os.getegid()
+        self._root = Found(root, None, None)
+        self._fixed: dict[str, Found] = {}  # paths that lead through no family: a few dozen
 
     # -- looking things up ------------------------------------------------------------------
     def find(self, path: str) -> Found:
         """The node at an absolute path; ENOENT or ENOTDIR where there is none."""
-        found = Found(self.root, None, None)
-        for name in path.split("/"):
-            if name:
-                found = self._step(found, name)
+        found = self._fixed.get(path)
+        if found is None:
+            found = self._root
+            fixed = True
+            for name in path.split("/"):
+                if name:
+                    found, fixed = self._step(found, name, fixed)
+            if fixed:
+                self._fixed[path] = found
         return found
 
-    def _step(self, at: Found, name: str) -> Found:
+    def _step(self, at: Found, name: str, fixed: bool) -> tuple[Found, bool]:
+        """One name further down. fixed: whether the same path always leads to the same node."""
         if not isinstance(at.entry, Dir):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         child = at.entry.named.get(name)
         if child is not None:
-            return self._static(at, child)
+            return self._static(at, child, fixed)
         for source in at.entry.dynamic:
             if isinstance(source, Family):
                 obj = source.find(self.ctx, at.obj, name)
                 if obj is not None:
-                    return Found(source.each, obj, source)
+                    return Found(source.each, obj, source), False
             else:
                 for row in source.make(self.ctx, at.obj):
                     if row.name == name:
-                        return Found(row, at.obj, at.family)
+                        return Found(row, at.obj, at.family), False
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    def _static(self, at: Found, child: Entry) -> Found:
+    def _static(self, at: Found, child: Entry, fixed: bool) -> tuple[Found, bool]:
         obj = at.obj
         if isinstance(child, Dir):
-            if child.exists is not None and not child.exists(self.ctx, obj):
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if child.exists is not None:
+                fixed = False
+                if not child.exists(self.ctx, obj):
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             if child.obj is not None:
+                fixed = False
                 obj = child.obj(self.ctx, obj)
-        return Found(child, obj, at.family)
+        return Found(child, obj, at.family), fixed
 
     def attributes(self, path: str) -> Attributes:
         """What stat says of the node at path."""

@@ -1,4 +1,8 @@
-"""Real mounts for the tests, always unmounted."""
+"""Real mounts for the tests, always unmounted.
+
+The process of the tests serves them itself, so nothing may touch a mount while it holds Python's lock: no
+subprocess with its working directory there.
+"""
 
 from __future__ import annotations
 
