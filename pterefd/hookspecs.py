@@ -148,7 +148,7 @@ class View(Protocol):
 
     @property
     def mixed_bytes(self) -> I64:
-        """All other PTE pages that are located."""
+        """PTE pages with zero-page entries and none, nothing else: kept by the mail's rule."""
 
     @property
     def unlocated_bytes(self) -> I64:

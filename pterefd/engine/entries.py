@@ -12,12 +12,14 @@ from pterefd.engine.layout import (
     E_NONE,
     E_STATE,
     E_ZERO,
+    K_DATA,
     K_EMPTY,
     K_MIXED,
     K_NO_PAGE,
     K_ZERO,
     M_E,
     M_EMPTY,
+    M_MIXED,
     M_NPMD,
     M_NPTE,
     M_NPUD,
@@ -40,12 +42,13 @@ from pterefd.engine.pools import drop_ent, give_pte, take_ent, take_pte
 
 @inline
 def kind_of(ref):
-    """K_EMPTY, K_ZERO or K_MIXED of a pte_refcount (the mail's definition)."""
-    if ref & REF_MAPPED == 0:
+    """K_EMPTY, K_ZERO (the mail's definition), K_MIXED or K_DATA of a pte_refcount."""
+    mapped = ref & REF_MAPPED
+    if mapped == 0:
         return K_EMPTY
-    if ref == REF_ALL_ZERO:
-        return K_ZERO
-    return K_MIXED
+    if mapped != ref >> REF_ZERO_SHIFT:
+        return K_DATA
+    return K_ZERO if mapped == 512 else K_MIXED
 
 
 @kernel
@@ -57,10 +60,14 @@ def note_kind(s, m, t, i, old, new):
         s.mm[m, M_EMPTY] -= 1
     elif old == K_ZERO:
         s.mm[m, M_ZERO] -= 1
+    elif old == K_MIXED:
+        s.mm[m, M_MIXED] -= 1
     if new == K_EMPTY:
         s.mm[m, M_EMPTY] += 1
     elif new == K_ZERO:
         s.mm[m, M_ZERO] += 1
+    elif new == K_MIXED:
+        s.mm[m, M_MIXED] += 1
     was = old == K_EMPTY or old == K_ZERO
     now = new == K_EMPTY or new == K_ZERO
     if was != now:

@@ -52,10 +52,11 @@ PMD_COLUMNS = 532
 PMD_NEXT = 0
 
 # ---- kinds of PTE page ---------------------------------------------------------------------------
-K_MIXED = 0
+K_DATA = 0  # some entry is neither none nor the zero page
 K_EMPTY = 1
 K_ZERO = 2
 K_NO_PAGE = 3
+K_MIXED = 4  # zero entries and none, nothing else: reclaimable in spirit, kept by the mail's rule
 
 # ---- S.vma[v]: one mapping -----------------------------------------------------------------------
 V_START = 0
@@ -140,6 +141,7 @@ M_DIRTY = 47  # 1: in S.dirty since the last publication
 M_SLOT_HINT = 48  # where in the slots' block the last look-up ended
 M_PEAK_TABLES = 49  # most page-table pages so far
 M_PEAK_RECLAIMABLE = 50  # most empty and zero PTE pages so far
+M_MIXED = 52  # PTE pages that hold zero entries and none
 M_BEGUN = 51  # 1: it ran; a `state` that changes something is a correction from then on
 MM_COLUMNS = 56
 M_NEXT = 3

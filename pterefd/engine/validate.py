@@ -31,7 +31,7 @@ def recount(s: State, m: int) -> dict[str, int]:
     """Counters of mm m, from its tables and entries alone; checks refcounts and bits on the way."""
     slots, tables = _block(s, m, lo.M_SLOTS)
     states = np.zeros(lo.N_STATES, dtype=np.int64)
-    counts = {"pte": 0, "empty": 0, "zero": 0}
+    counts = {"pte": 0, "empty": 0, "zero": 0, "mixed": 0}
     for slot, t in zip(slots.tolist(), tables.tolist(), strict=True):
         row = s.pmd[t]
         bits = np.unpackbits(row[lo.PMD_BITS : lo.PMD_BITS + 16].view(np.uint8), bitorder="little")
@@ -50,6 +50,7 @@ def recount(s: State, m: int) -> dict[str, int]:
             counts["pte"] += 1
             counts["empty"] += mapped == 0
             counts["zero"] += zero == 512
+            counts["mixed"] += 0 < mapped == zero < 512
         if int(row[lo.PMD_RECLAIMABLE]) != int(bits.sum()) or int(row[lo.PMD_PAGES]) != np.count_nonzero(row[:512]):
             raise ValidationError(f"mm {m}, GiB slot {slot:#x}: counts of its PMD page")
     counts["pmd"] = len(slots)
@@ -66,6 +67,7 @@ def validate_mm(s: State, m: int) -> None:
         "pud": lo.M_NPUD,
         "empty": lo.M_EMPTY,
         "zero": lo.M_ZERO,
+        "mixed": lo.M_MIXED,
     } | {f"state{state}": lo.M_E + state for state in range(1, lo.N_STATES)}
     for name, column in columns.items():
         if int(s.mm[m, column]) != truth[name]:

@@ -66,7 +66,7 @@ def from_row(row: Any) -> MmCounters:
         "pud_bytes": r[lo.M_NPUD],
         "empty_bytes": r[lo.M_EMPTY],
         "zero_bytes": r[lo.M_ZERO],
-        "mixed_bytes": r[lo.M_NPTE] - r[lo.M_EMPTY] - r[lo.M_ZERO],
+        "mixed_bytes": r[lo.M_MIXED],
         "unlocated_bytes": r[lo.M_UNLOCATED],
         "anon_bytes": anon,
         "file_bytes": file,

@@ -55,14 +55,9 @@ class HostView:
         """int64[n], the trace's time."""
         return np.asarray(self.rows[:, lo.M_LAST_FAULT])
 
-    @property
-    def mixed_bytes(self) -> I64:
-        """int64[n]: located PTE pages that are neither empty nor zero."""
-        rows = self.rows
-        return np.asarray((rows[:, lo.M_NPTE] - rows[:, lo.M_EMPTY] - rows[:, lo.M_ZERO]) * lo.PAGE)
-
     empty_bytes = _bytes(lo.M_EMPTY)
     zero_bytes = _bytes(lo.M_ZERO)
+    mixed_bytes = _bytes(lo.M_MIXED)
     unlocated_bytes = _bytes(lo.M_UNLOCATED)
     pgtables_bytes = _bytes(lo.M_NPTE, lo.M_NPMD, lo.M_NPUD, lo.M_UNLOCATED)
     anon_bytes = _bytes(lo.M_E + lo.E_ANON)

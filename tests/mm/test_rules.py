@@ -152,4 +152,7 @@ def test_the_mails_zero_page_case() -> None:
     assert machine.counters(1).zero_bytes == 4096
     assert machine.counters(1).mixed_bytes == 4096
     run(machine, ("fault", 1, B + 2 * M - 4 * K, 4 * K, 0))
-    assert machine.counters(1).zero_bytes == 8192
+    assert (machine.counters(1).zero_bytes, machine.counters(1).mixed_bytes) == (8192, 0)
+    run(machine, ("fault", 1, B + 4 * M - 4 * K, 4 * K, 1))
+    assert (machine.counters(1).zero_bytes, machine.counters(1).mixed_bytes) == (4096, 0)
+    machine.validate()
