@@ -53,6 +53,7 @@ class Replay:
         self._changed = threading.Condition()
         self._stopping = False
         self._living: set[int] = set()
+        self._has_first = False
         self._anchor = (clock(), 0)  # wall seconds, trace ns: where the present speed began
         self._now = 0  # ns of the trace's time that have been run
         self._feed = Feed(trace, host, on_free_ptes=reclaimer.free_ptes)
@@ -167,16 +168,17 @@ class Replay:
     def _holds(self, batch: Batch) -> list[int]:
         """Indices of the exits before which the replay is held: pid 1's, without a pid 1 the last mm's."""
         found = []
+        first = FIRST_PID + self.pid_base
         rare = np.isin(batch.op, (OP_EXEC, OP_FORK, OP_EXIT)).nonzero()[0]
         for i in rare.tolist():
             pid, op = int(batch.pid[i]), int(batch.op[i])
             if op == OP_EXEC:
                 self._living.add(pid)
+                self._has_first |= pid == first
             elif op == OP_FORK:
                 self._living.add(int(batch.arg[i]))
             else:
-                first = FIRST_PID + self.pid_base
-                if pid == first or (first not in self._living and len(self._living) == 1):
+                if pid == first or (not self._has_first and len(self._living) == 1):
                     found.append(i)
                 self._living.discard(pid)
         return found

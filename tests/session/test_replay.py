@@ -115,3 +115,14 @@ def test_stop_ends_a_replay_that_waits(tmp_path: Path) -> None:
     thread.join(5)
     assert not thread.is_alive()
     assert replay.state == "running"
+
+
+def test_what_outlives_pid_1_is_not_held_again(tmp_path: Path) -> None:
+    fork = {"op": "fork", "pid": 1, "child": 2, "t": 0}
+    path = trace(tmp_path / "t.jsonl", *life()[:2], fork, *life()[2:], {"op": "exit", "pid": 2, "t": 10**10})
+    replay, machine, _, thread = start(path, speed=None)
+    until(lambda: replay.state == "held")
+    assert machine.pids() == [1, 2]
+    replay.resume()
+    thread.join(20)
+    assert replay.state == "ended"
