@@ -59,11 +59,10 @@ $(VENV)/.stamp-self: pyproject.toml pterefd/__init__.py $(VENV)/.stamp-lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-# numba keeps what it compiles beside the modules, so the daemon's first start is as fast as the others.
+# What is compiled is kept in the user's cache directory, so the daemon's first start is as fast as the others.
 $(VENV)/.stamp-warm: $(VENV)/.stamp-self $(wildcard pterefd/engine/*.py pterefd/mm/*.py) | packages
 	@echo "setup: compiling the kernels"
-	@$(BIN)/python -c 'import pterefd.mm as mm; getattr(mm, "warm", lambda: None)()'
-	@$(BIN)/pterefd replay etc/traces/*.parquet >/dev/null
+	@$(BIN)/python -c 'from pterefd.host.warm import warm; warm()'
 	@touch $@
 
 $(VENV)/.stamp-dev: requirements-dev.lock $(VENV)/.stamp-self | packages-test

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from pterefd import __version__, config, log, paths
 from pterefd.errors import EXIT_DONE, Missing
 from pterefd.host.host import Host
+from pterefd.host.warm import warm
 from pterefd.metrics import HostCollector, MetricsServer, shown_address
 from pterefd.mm.profile import AUTO, Profile, for_kernel, named
 from pterefd.procfs import fuse_impl, mountpoint
@@ -57,6 +58,7 @@ class Daemon:
         profile = _profile(settings.host.profile, traces)
         plugins = Plugins()
         plugins.load([paths.share("plugins"), *settings.plugins.directories])
+        warm()  # a compilation under the lock would keep everybody waiting
         self.host = Host(profile)
         self.reclaimer = Reclaimer(
             self.host,

@@ -1,6 +1,7 @@
 """The machine: its mms, who they belong to, what was published of them.
 
 host      runs events on the mms, one lock, and publishes
+warm      compiles or loads the kernels before somebody waits for one
 process   what is known of a process beside its mm
 counters  the numbers of one mm, by name
 view      all mms as arrays, for plugins and faces

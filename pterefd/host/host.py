@@ -98,8 +98,10 @@ class Host:
         index = begin
         while index < end:
             with self._locked():
-                index, ours = self._run_slice(batch, index, min(end, index + SLICE_EVENTS))
-                self._publish()
+                try:
+                    index, ours = self._run_slice(batch, index, min(end, index + SLICE_EVENTS))
+                finally:
+                    self._publish()
             if not ours:
                 break
             while self._waiting:  # locks are not fair: let whoever waits have it
@@ -205,6 +207,7 @@ class Host:
             process.ppid, process.start_ns, process.exec_number = old.ppid, old.start_ns, old.exec_number + 1
         self._processes[pid] = process
         mark_dirty(self._s, mm)
+        self._publish()  # whoever sees the pid finds its numbers
 
     def _fork(self, pid: int, child: int, now: int) -> None:
         parent = self._processes.get(pid)
@@ -214,6 +217,7 @@ class Host:
         mm = int(fork(self._s, parent.mm, child))
         self._processes[child] = parent.child(child, mm, now)
         mark_dirty(self._s, mm)
+        self._publish()
 
     def _exit(self, pid: int) -> None:
         process = self._processes.pop(pid, None)
@@ -268,9 +272,9 @@ class Host:
         """A consistent copy of published rows."""
         while True:
             before = int(self._seq[0])
-            rows = self._published[index]
+            rows = self._published[index].copy()
             if before & 1 == 0 and int(self._seq[0]) == before:
-                return rows.copy()
+                return rows
             time.sleep(0)
 
     def published_rows(self) -> Any:
@@ -298,7 +302,10 @@ class Host:
 
     def counters(self, pid: int) -> MmCounters:
         """The mm's numbers as last published; never waits for a batch."""
-        return counters.from_row(self._read(self.process(pid).mm))
+        row = self._read(self.process(pid).mm)
+        if int(row[lo.M_PID]) != pid:  # it ended meanwhile, and its record is another's
+            raise NoSuchMm(f"no mm with pid {pid}")
+        return counters.from_row(row)
 
     def vmas(self, pid: int) -> list[maps.VmaRow]:
         """The mm's mappings, in order. Takes the lock."""
