@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pterefd.source.record.calls import PAGE, USER_END, Translator, pair_calls
-from pterefd.source.record.lives import NOBODY, Checkpoint, Lives
+from pterefd.source.record.lives import NOBODY, Checkpoint, Contended, Lives
 from pterefd.source.record.marks import Marks
 from pterefd.source.record.opening import add_snapshot
 from pterefd.source.record.perf import FAULTS
 from pterefd.source.record.perfdata import MMAP2, PerfData
+from pterefd.source.record.procmem import Entries, entry_name
 from pterefd.source.record.table import ABSENT, ROWS, Group, Table
 
 I64 = npt.NDArray[np.int64]
@@ -63,7 +64,7 @@ def assemble(data: PerfData, marks: Marks, roots: list[int], *, complete: bool =
         pids[data.samples.t > end] = NOBODY
     translator = Translator(data, table, FileSizes().of)
     translator.translate(pair_calls(data, pids), [side for side in sides if side.kind == MMAP2])
-    dropped = _add_faults(table, data, pids, marks, complete=complete)
+    dropped = _add_faults(table, data, pids, marks, lives.contended, complete=complete)
     return Assembled(table, begin, data.lost, lives.untraced, lives.stranded, dropped, translator.unmodelled)
 
 
@@ -102,7 +103,15 @@ def _add_checkpoints(table: Table, checkpoints: list[Checkpoint]) -> None:
 # ---- faults --------------------------------------------------------------------------------------
 
 
-def _add_faults(table: Table, data: PerfData, pids: npt.NDArray[np.int32], marks: Marks, *, complete: bool) -> int:
+def _add_faults(
+    table: Table,
+    data: PerfData,
+    pids: npt.NDArray[np.int32],
+    marks: Marks,
+    contended: list[Contended],
+    *,
+    complete: bool,
+) -> int:
     """Faults of user addresses, less those that mapped nothing; returns how many of these there were."""
     rows, page, error = _faults(data, pids)
     drop = _refused(data, rows, page, marks) | _repeated(data, rows, page, error, marks)
@@ -112,7 +121,7 @@ def _add_faults(table: Table, data: PerfData, pids: npt.NDArray[np.int32], marks
     rows, page, error = rows[keep], page[keep], error[keep]
     write = (error & _FAULT_WRITE) // _FAULT_WRITE
     columns = {"pid": pids[rows].astype(np.int64), "addr": page, "write": write}
-    table.add_group(Group("fault", data.samples.t[rows], columns))
+    table.add_group(Group("fault", _places(data, rows, page, write, contended), columns))
     return int(drop.sum())
 
 
@@ -129,6 +138,37 @@ def _faults(data: PerfData, pids: npt.NDArray[np.int32]) -> tuple[I64, I64, I64]
     rows, page, error = (np.concatenate([part[i] for part in parts]) for i in range(3))
     order = np.argsort(rows, kind="stable")
     return rows[order], page[order], error[order]
+
+
+def _places(data: PerfData, rows: I64, page: I64, write: I64, contended: list[Contended]) -> I64:
+    """Where faults stand in the order: at their time, but for those that a fork has held up.
+
+    While a mapping is copied, faults in it wait (kernel/fork.c dup_mmap, vma_start_write). So what another thread last
+    did before the fork was done, if it is a fault, may have come after it: the child's entries tell.
+    """
+    t = data.samples.t
+    place = t[rows]
+    tasks = {tid for fork in contended for tid in (fork.tid, *fork.others)}
+    every = {tid: np.flatnonzero(data.samples.tid == tid) for tid in tasks}
+    for fork in contended:
+        own = every[fork.tid]
+        before = int(np.searchsorted(t[own], fork.t)) - 1  # what the forking task did last before its call
+        for tid in fork.others:
+            last = int(np.searchsorted(t[every[tid]], fork.t)) - 1
+            if last < 0 or before < 0 or every[tid][last] < own[before] or fork.entries is None:
+                continue
+            at = int(np.searchsorted(rows, every[tid][last]))
+            if at < len(rows) and rows[at] == every[tid][last] and not _inherited(fork.entries, page[at], write[at]):
+                place[at] = fork.t + 1
+    return place
+
+
+def _inherited(entries: Entries, page: int, write: int) -> bool:
+    """Whether a child's entries have what a fault of its parent made: any entry, or for a write one of its own."""
+    at = int(np.searchsorted(entries.start, page, side="right")) - 1
+    if at < 0 or page >= entries.end[at]:
+        return False
+    return not write or entry_name(int(entries.categories[at])) in ("anon", "swap")
 
 
 def _ever_mapped(table: Table, page: I64) -> Mask:

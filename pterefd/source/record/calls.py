@@ -1,7 +1,7 @@
 """System calls from their tracepoints: entry and return paired, then turned into events of the trace.
 
-Each kind of call is turned as a whole, by columns. A call takes its place in the order at its return; munmap at its
-entry, since between its effect and its return another thread may be given the same range.
+Each kind of call is turned as a whole, by columns. A call takes its place in the order at its return (order.py says
+where not).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pterefd.source.record.lives import NOBODY
+from pterefd.source.record.order import Claimed, Freed, settle
 from pterefd.source.record.perf import SYSCALLS
 from pterefd.source.record.perfdata import PerfData, Side
 from pterefd.source.record.table import ABSENT, Group, Table
@@ -134,6 +135,9 @@ class Translator:
         self._sizes = sizes
         self.unmodelled: dict[str, int] = {}
         self._mappings: dict[int, list[Side]] = defaultdict(list)
+        self._groups: list[Group] = []
+        self._freed: list[Freed] = []
+        self._claimed: list[Claimed] = []
 
     def translate(self, calls: dict[str, Calls], mappings: list[Side]) -> None:
         """Add the events of all calls to the table. mappings: perf's records of mappings, in the order of time."""
@@ -147,6 +151,9 @@ class Translator:
             elif hasattr(self, f"_{name}"):
                 getattr(self, f"_{name}")(some)
         self._detaches(calls)
+        settle(self._freed, self._claimed)
+        for group in self._groups:
+            self._table.add_group(group)
 
     def _argument(self, calls: Calls, name: str) -> I64:
         return self._data.gather(f"syscalls:sys_enter_{calls.name}", name, calls.entry)
@@ -156,9 +163,19 @@ class Translator:
         if done:
             self.unmodelled[calls.name] = self.unmodelled.get(calls.name, 0) + done
 
-    def _group(self, op: str, calls: Calls, rows: I64, **columns: Any) -> None:
-        """Add events placed at these sample rows."""
-        self._table.add_group(Group(op, self._data.samples.t[rows], {"pid": calls.pid.astype(np.int64), **columns}))
+    def _group(self, op: str, calls: Calls, **columns: Any) -> Group:
+        """Events placed at the calls' returns; they go into the table when the order of all is settled."""
+        group = Group(op, self._data.samples.t[calls.exit], {"pid": calls.pid.astype(np.int64), **columns})
+        self._groups.append(group)
+        return group
+
+    def _frees(self, calls: Calls, group: Group, start: I64, length: I64) -> None:
+        """These calls give ranges back."""
+        self._freed.append(Freed(group, self._data.samples.t[calls.entry], start, start + length))
+
+    def _claims(self, group: Group, start: I64, length: I64) -> None:
+        """These calls were given ranges."""
+        self._claimed.append(Claimed(group.columns["pid"], group.place, start, start + length))
 
     def _errno(self, calls: Calls) -> I64:
         """Column `errno`: the name's number, absent where the call succeeded."""
@@ -197,7 +214,7 @@ class Translator:
             zero = files[[side is not None and side.text == "/dev/zero" for side in found]]
             bits[zero] |= _MAP_ANONYMOUS  # drivers/char/mem.c mmap_zero
         columns |= {"flags": self._flags(bits), "path": paths, "offset": offset, "file_size": size}
-        self._group("mmap", calls, calls.exit, **columns)
+        self._claims(self._group("mmap", calls, **columns), columns["addr"], columns["len"])
 
     def _file_of(self, calls: Calls, row: int, columns: dict[str, I64]) -> Side | None:
         """perf's record of the mapping that this call made: by the same task, during the call, over the range."""
@@ -235,7 +252,7 @@ class Translator:
         calls = calls.select(~calls.failed)
         if len(calls):
             addr, length = self._argument(calls, "addr"), _up(self._argument(calls, "len"))
-            self._group("munmap", calls, calls.entry, addr=addr, len=length)
+            self._frees(calls, self._group("munmap", calls, addr=addr, len=length), addr, length)
 
     def _mremap(self, calls: Calls) -> None:
         calls = calls.select(~calls.failed & (calls.result >= 0))
@@ -248,16 +265,18 @@ class Translator:
             keep = old != 0
             calls, old, new = calls.select(keep), old[keep], new[keep]
         flags = self._argument(calls, "flags")
-        self._group(
+        addr = self._argument(calls, "addr")
+        group = self._group(
             "mremap",
             calls,
-            calls.exit,
-            addr=self._argument(calls, "addr"),
+            addr=addr,
             len=old,
             new_addr=calls.result,
             new_len=new,
             dontunmap=((flags & _MREMAP_DONTUNMAP) != 0).astype(np.int64),
         )
+        self._frees(calls, group, addr, old)
+        self._claims(group, calls.result, new)
 
     def _brk(self, calls: Calls) -> None:
         """The heap's end is what brk returns, also where it refused: then it is where it was."""
@@ -267,7 +286,7 @@ class Translator:
         same[order[1:]] = (end[order[1:]] == end[order[:-1]]) & (calls.pid[order[1:]] == calls.pid[order[:-1]])
         keep = ~same & (end > 0)
         calls = calls.select(keep)
-        self._group("brk", calls, calls.exit, addr=end[keep])
+        self._group("brk", calls, addr=end[keep])
 
     def _mprotect(self, calls: Calls) -> None:
         addr, length, keep = self._range(calls, "start", "len")
@@ -364,7 +383,7 @@ class Translator:
         kept = calls.select(keep)
         if len(kept):
             some = {name: values[keep] for name, values in columns.items()}
-            self._group(op, kept, kept.exit, addr=addr[keep], len=length[keep], **some, errno=self._errno(kept))
+            self._group(op, kept, addr=addr[keep], len=length[keep], **some, errno=self._errno(kept))
 
     def _failed_with(self, calls: Calls, names: tuple[str, ...]) -> Mask:
         return np.isin(calls.result, [-getattr(errno, name) for name in names])

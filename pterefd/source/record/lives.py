@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pterefd.source.record.marks import CheckpointMark, CloneMark, ExecMark, Marks
 from pterefd.source.record.perfdata import COMM, EXIT, FORK, Side
+from pterefd.source.record.procmem import Entries
 
 NOBODY = -1
 
@@ -69,6 +70,16 @@ class Checkpoint:
     mark: CheckpointMark
 
 
+@dataclass(slots=True)
+class Contended:
+    """A fork at t by task tid, while the process had other threads. entries: what the child has inherited."""
+
+    t: int
+    tid: int
+    others: list[int]
+    entries: Entries | None
+
+
 class Lives:
     """The result: rows for the trace, and for every tid the pid on which its doings are booked, over time."""
 
@@ -80,6 +91,7 @@ class Lives:
         self.rows: list[Row] = []
         self.execs: list[Exec] = []
         self.checkpoints: list[Checkpoint] = []
+        self.contended: list[Contended] = []  # forks of processes that had other threads
         self.stranded = 0  # processes whose shared mm was the property of one that went on to another
         self._processes: dict[int, Process] = {}
         self._tgid: dict[int, int] = {}
@@ -132,6 +144,9 @@ class Lives:
         process = self._add_process(tgid, parent.mm)
         if parent.mm is None:
             return
+        if not clone.mark.shares_mm and len(parent.tids) > 1:
+            others = [tid for tid in parent.tids if tid != clone.mark.parent]
+            self.contended.append(Contended(t, clone.mark.parent, others, clone.mark.entries))
         if clone.mark.shares_mm:
             parent.mm.users.add(tgid)
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pterefd.source.record.procmem import Map, StateRow
+from pterefd.source.record.procmem import Entries, Map, StateRow
 
 
 @dataclass(slots=True)
@@ -49,13 +49,18 @@ class ExecMark:
 
 @dataclass(slots=True)
 class CloneMark:
-    """A task was made. shares_mm: it has its parent's mm; a thread has its parent's tgid too."""
+    """A task was made.
+
+    shares_mm: it has its parent's mm; a thread has its parent's tgid too.  entries: of a forked child, where its parent
+    had other threads, what it has inherited.
+    """
 
     t: int
     parent: int
     child: int
     tgid: int
     shares_mm: bool
+    entries: Entries | None = None
 
 
 @dataclass(slots=True)

@@ -202,8 +202,13 @@ class Perf:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGINT)
         end = time.monotonic() + _WRITTEN_S
-        while not self.ended() and time.monotonic() < end and _WRITTEN not in self._log_text():
+        while not self.ended() and time.monotonic() < end and not self.complete:
             time.sleep(0.005)
+        return self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file is complete."""
         return _WRITTEN in self._log_text()
 
     def close(self) -> None:

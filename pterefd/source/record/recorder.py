@@ -180,7 +180,7 @@ class _Run:
         """wait(2) met a child that is not traced: perf, which ends here only when something is wrong."""
         if self._perf is not None and pid == self._perf.pid:
             self._perf.noticed(status)
-            self._stop = True
+            self._stop = not self._perf.complete  # it ends by itself, in order, when nobody is left
 
     def _command_signal(self, number: int) -> None:
         """A signal to the recorder. Ctrl-C reaches the command, too; what it does then is its own affair."""
@@ -283,7 +283,7 @@ class _Run:
     def _finish(self, roots: list[int]) -> None:
         """Stop perf, put everything together and write it."""
         assert self._perf is not None
-        if self._perf.ended() | (not self._perf.stop()):
+        if not self._perf.stop():
             self._trouble.append(f"perf ended early ({self._perf.last_words()}): what came later is not recorded")
             data = PerfData(self._data_path, read_formats(self._tracefs, self._events), copy=True)
             self._data_path.unlink()  # perhaps it was for want of room; what there is is in memory now

@@ -249,7 +249,8 @@ class Tracer:
             if not shared:
                 mm = Mm(owner=tgid, due=now() + self._every, execed=parent.mm.execed)
                 self._mms.add(mm)
-            self.marks.clones.append(CloneMark(now(), parent.tid, child, tgid, shared))
+            entries = None if shared or len(parent.mm.tasks) == 1 else _inherited(child)
+            self.marks.clones.append(CloneMark(now(), parent.tid, child, tgid, shared, entries))
             task = self._add_task(child, tgid, mm)
             if mm.stopping_since:
                 mm.waiting.add(child)
@@ -429,6 +430,14 @@ class Tracer:
         self.marks.missed_checkpoints += 1
         mm.due = now() + self._every
         self.release(mm)
+
+
+def _inherited(child: int) -> procmem.Entries | None:
+    """Entries of a child that has not run yet."""
+    try:
+        return procmem.read_entries(child)
+    except OSError:
+        return None
 
 
 def _scheduled(tid: int) -> bytes:

@@ -120,6 +120,29 @@ def test_four_threads(record: Record) -> None:
     assert sorted(event["tid"] for event in recording.events("thread_exit")) == sorted(t["tid"] for t in threads)
 
 
+def test_threads_that_map_and_fork_at_once(record: Record) -> None:
+    program = """
+import ctypes, mmap, os, threading
+libc = ctypes.CDLL(None)
+def work():
+    for turn in range(6):
+        m = mmap.mmap(-1, 3 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(m))
+        libc.memset(ctypes.c_void_p(start), 1, ctypes.c_size_t(3 << 20))
+        if turn % 3 == 0:
+            child = os.fork()
+            if child == 0: os._exit(0)
+            os.waitpid(child, 0)
+        m = None
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    recording = record([*PYTHON, program], checkpoint_every=0.02)
+    recording.assert_exact("VmPTE", "zero_entries", checkpoints=9)
+    assert len(recording.events("fork")) == 8
+
+
 @pytest.mark.parametrize("program", [CALLS, SHARED, REFUSED], ids=["calls", "shared", "refused"])
 def test_calls(record: Record, program: str) -> None:
     recording = record([*PYTHON, program], checkpoint_every=0.01)
