@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
     StrictBool,
     StrictInt,
     ValidationError,
@@ -135,6 +136,12 @@ class Config(_Section):
     host: HostSection = Field(default_factory=HostSection)
     replay: ReplaySection = Field(default_factory=ReplaySection)
     plugins: PluginsSection = Field(default_factory=PluginsSection)
+    _source: str = PrivateAttr("configuration")
+    _overridden: frozenset[str] = PrivateAttr(frozenset())
+
+    def where(self, key: str) -> str:
+        """Where the value of a key, such as host.profile, was given: the file, or the command line."""
+        return "command line" if key in self._overridden else self._source
 
 
 def load(
@@ -168,7 +175,10 @@ def load(
             overrides.setdefault(section, {})[key] = value
     for section, values in overrides.items():
         given[section] = {**given.get(section, {}), **values}
-    return _checked("command line" if overrides else name, given)
+    config = _checked("command line" if overrides else name, given)
+    config._source = name
+    config._overridden = frozenset(f"{section}.{key}" for section, values in overrides.items() for key in values)
+    return config
 
 
 def _as_text(address: str | tuple[str, int] | None) -> str | None:

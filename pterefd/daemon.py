@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from prometheus_client import CollectorRegistry
 
 from pterefd import __version__, config, log, paths
-from pterefd.errors import EXIT_DONE, Missing
+from pterefd.errors import EXIT_DONE, BadInput, Missing
 from pterefd.host.host import Host
 from pterefd.host.warm import warm
 from pterefd.metrics import HostCollector, MetricsServer, shown_address
@@ -55,19 +55,22 @@ class Daemon:
         if settings.daemon.allow_other:
             mountpoint.check_allow_other()
         traces = [open_trace(path) for path in settings.replay.traces]
-        profile = _profile(settings.host.profile, traces)
+        with _named(settings, "host.profile"):
+            profile = _profile(settings.host.profile, traces)
         plugins = Plugins()
-        plugins.load([paths.share("plugins"), *settings.plugins.directories])
+        with _named(settings, "plugins.directories"):
+            plugins.load([paths.share("plugins"), *settings.plugins.directories])
         warm()  # a compilation under the lock would keep everybody waiting
         self.host = Host(profile)
-        self.reclaimer = Reclaimer(
-            self.host,
-            plugins,
-            logger,
-            policy=settings.plugins.policy,
-            triggers=settings.plugins.triggers,
-            policy_tunables=settings.plugins.policies,
-        )
+        with _named(settings, "plugins"):
+            self.reclaimer = Reclaimer(
+                self.host,
+                plugins,
+                logger,
+                policy=settings.plugins.policy,
+                triggers=settings.plugins.triggers,
+                policy_tunables=settings.plugins.policies,
+            )
         self.replays = list(self._replays(traces))
         self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
         self.reclaimer.on_result(self.collector.observe)
@@ -169,6 +172,15 @@ class Daemon:
         if self.metrics is not None:
             lines.append(f"metrics: http://{shown_address(self.metrics.address)}/metrics")
         return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def _named(settings: config.Config, key: str) -> Iterator[None]:
+    """What is wrong with a value that only its user can judge is said with its file and key."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{settings.where(key)}: {key}: {error}") from error
 
 
 def _profile(name: str, traces: list[Trace]) -> Profile:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from pterefd.engine.cache import base_directory, usable
 from pterefd.errors import EXIT_DONE, EXIT_MISSING, PterefdError
 
 OK, WARN, MISSING = "ok", "warn", "missing"
@@ -201,22 +202,12 @@ def _python() -> Row:
 
 
 def _kernel_cache() -> Row:
-    """Where numba keeps what it compiled: NUMBA_CACHE_DIR, beside the package, or the user's cache."""
-    package = Path(__file__).resolve().parent
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    places = [Path(named)] if named else [package / "engine", Path.home() / ".cache"]
-    for place in places:
-        if os.access(_nearest(place), os.W_OK):
-            return Row("compiled kernels", f"kept under {place}", OK)
-    advice = "each start compiles them anew (15 s): set NUMBA_CACHE_DIR to a directory that can be written"
-    return Row("compiled kernels", "cannot be kept", WARN, advice)
-
-
-def _nearest(path: Path) -> Path:
-    """The path, or the nearest directory above it that exists."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+    """Where compiled kernels are kept, and whether they can be."""
+    place = base_directory()
+    if usable(place):
+        return Row("compiled kernels", f"kept under {place}", OK)
+    advice = "each start compiles them anew (a minute): set PTEREFD_CACHE to a directory that only you can write"
+    return Row("compiled kernels", f"cannot be kept under {place}", WARN, advice)
 
 
 _CHECKS: tuple[Callable[[], Row], ...] = (

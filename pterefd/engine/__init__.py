@@ -1,7 +1,7 @@
 """Numbers only: arrays and compiled kernels over packed page tables and mappings.
 
 layout  what stands where in the arrays, bit by bit
-jit     how kernels are compiled and cached
+jit     how kernels are compiled; cache: where that is kept
 arena   the arrays of one host, reserved as address space and filled as needed
 blocks  sorted arrays in a common pool: an mm's mappings, its PMD pages, a file's cached pages
 tables  upper tables and PTE pages: find, make, free
