@@ -7,6 +7,7 @@ recordings of etc/traces; `root` is the checkout.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(sys.executable).parent / "pterefd"
+
+# A shell starts what it puts into the background with SIGINT ignored, and everything below it inherits that: Ctrl-C could
+# not be tested. A handler of our own is the default again in whatever the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
