@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(sys.executable).parent / "pterefd"
 
-# A shell starts what it puts into the background with SIGINT ignored, and everything below it inherits that: Ctrl-C could
+# A shell starts what it puts into the background with SIGINT ignored, and all below it inherits that: Ctrl-C could
 # not be tested. A handler of our own is the default again in whatever the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
