@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from pterefd.source.record.calls import PAGE, USER_END, Translator, pair_calls
-from pterefd.source.record.lives import NOBODY, Checkpoint, Contended, Lives
+from pterefd.source.record.checkpoints import add_checkpoints
+from pterefd.source.record.lives import NOBODY, Contended, Lives
 from pterefd.source.record.marks import Marks
 from pterefd.source.record.opening import add_snapshot
 from pterefd.source.record.perf import FAULTS
@@ -58,12 +58,12 @@ def assemble(data: PerfData, marks: Marks, roots: list[int], *, complete: bool =
         add_snapshot(table, new)
     for row in lives.rows:
         table.add(row.t, row.op, ROWS, pid=row.pid, **row.fields)
-    _add_checkpoints(table, lives.checkpoints)
     pids = lives.pids(data.samples.tid, data.samples.t)
     if end is not None:
         pids[data.samples.t > end] = NOBODY
     translator = Translator(data, table, FileSizes().of)
     translator.translate(pair_calls(data, pids), [side for side in sides if side.kind == MMAP2])
+    add_checkpoints(table, lives.checkpoints)
     dropped = _add_faults(table, data, pids, marks, lives.contended, complete=complete)
     return Assembled(table, begin, data.lost, lives.untraced, lives.stranded, dropped, translator.unmodelled)
 
@@ -87,17 +87,6 @@ class FileSizes:
                 if found.st_ino == inode:
                     self._known[key] = found.st_size
         return self._known[key]
-
-
-def _add_checkpoints(table: Table, checkpoints: list[Checkpoint]) -> None:
-    """`expect` rows, each behind what went to swap since the last."""
-    before: dict[int, set[tuple[int, int]]] = defaultdict(set)
-    for checkpoint in checkpoints:
-        swapped = set(checkpoint.mark.swapped)
-        for start, end in sorted(swapped - before[checkpoint.pid]):
-            table.add(checkpoint.t, "swap_out", ROWS, pid=checkpoint.pid, addr=start, len=end - start)
-        before[checkpoint.pid] = swapped
-        table.add(checkpoint.t, "expect", ROWS, pid=checkpoint.pid, **checkpoint.mark.fields)
 
 
 # ---- faults --------------------------------------------------------------------------------------

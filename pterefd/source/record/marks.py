@@ -65,13 +65,16 @@ class CloneMark:
 
 @dataclass(slots=True)
 class CheckpointMark:
-    """What the kernel said of the mm of process tgid: fields of an `expect` row; the runs in swap."""
+    """What the kernel said of the mm of process tgid: fields of an `expect` row.
+
+    stopped: tids that were stopped for it.  entries: where memory was reclaimed since the mm's last one, all entries.
+    """
 
     t: int
     tgid: int
     fields: dict[str, int]
-    swapped: list[tuple[int, int]]
-    stopped: list[int]  # tids that were stopped for it
+    stopped: list[int] = field(default_factory=list)
+    entries: Entries | None = None
 
 
 @dataclass(slots=True)

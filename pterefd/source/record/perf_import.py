@@ -143,7 +143,7 @@ class Reconstruction:
             if moment.kb:
                 window = {"t0": moment.t0, "t1": moment.t1} if moment.t0 and moment.t1 else {}
                 fields = {**moment.kb, "vmas": len(moment.maps), **window}
-                marks.checkpoints.append(CheckpointMark(moment.t1 or begin, pid, fields, [], []))
+                marks.checkpoints.append(CheckpointMark(moment.t1 or begin, pid, fields))
 
     def _synthesized(self) -> list[Moment]:
         """What perf itself wrote down of a running process when it attached (records of time 0)."""

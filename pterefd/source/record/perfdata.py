@@ -389,7 +389,10 @@ class PerfData:
 
     def gather(self, name: str, field_name: str, rows: I64) -> I64:
         """The field of the samples `rows`, which are all of event `name`: int64 (unsigned ones wrap)."""
-        fmt = self.formats[self.attrs[self.event_indices(name)[0]].config]
+        found = self.event_indices(name)
+        if not found:
+            raise self._error(f"does not record {name} (record with the printed command)")
+        fmt = self.formats[self.attrs[found[0]].config]
         where = fmt.fields.get(field_name)
         if where is None or where.size not in (4, 8):
             raise self._error(f"tracepoint {name} has no field {field_name}")

@@ -397,12 +397,11 @@ class Checkpoint:
     """What the kernel said of one mm that stood still: the fields of an `expect` row.
 
     huge: pages mapped by huge entries (they make the recording one that needs the rules of huge pages).
-    swapped: the runs in swap, as (start, end).
     """
 
     fields: dict[str, int]
     huge: int
-    swapped: list[tuple[int, int]]
+    entries: Entries
 
 
 def read_checkpoint(tid: int) -> Checkpoint | None:
@@ -426,8 +425,16 @@ def read_checkpoint(tid: int) -> Checkpoint | None:
         fields["zero_entries"] = entries.zero
     if scan_abilities() & PAGE_IS_GUARD or not scan_abilities():
         fields["guard_entries"] = entries.guard
-    swapped = []
-    if fields["swap_entries"]:
-        rows = entries.state_rows()
-        swapped = [(row.start, row.end) for row in rows if row.entry == "swap"]
-    return Checkpoint(fields, entries.huge, swapped)
+    return Checkpoint(fields, entries.huge, entries)
+
+
+_RECLAIM_COUNTS = (b"pswpout ", b"zswpout ", b"swpout_zero ", b"pglazyfreed ")
+
+
+def read_reclaimed() -> bytes:
+    """The machine's counts of pages swapped out, and of MADV_FREE's that vanished: equal, where none has since."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            return b"".join(line for line in file if line.startswith(_RECLAIM_COUNTS))
+    except OSError:
+        return b""

@@ -253,7 +253,7 @@ class _Run:
         self._marks.execs.insert(0, mark)
         if checkpoint is not None:
             fields = checkpoint.fields | {"unlocated_pte_pages": unlocated}
-            self._marks.checkpoints.insert(0, CheckpointMark(mark.t, pid, fields, checkpoint.swapped, []))
+            self._marks.checkpoints.insert(0, CheckpointMark(mark.t, pid, fields))
         if unlocated:
             self._say(f"{unlocated} page-table pages of {pid} hold nothing: their place cannot be known")
 

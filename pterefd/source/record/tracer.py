@@ -50,6 +50,7 @@ class Mm:
     stopping_since: int = 0  # 0: nobody is being stopped
     holding: bool = False  # they are to stand still until `release`, not only for a checkpoint
     ran: bytes = b""  # scheduler counts at the last checkpoint
+    reclaimed: bytes = b""  # the machine's counts of reclaimed pages at the last checkpoint
     execed: bool = False  # it is a program's: what stood before the first exec is the recorder's own
 
 
@@ -89,7 +90,7 @@ class Tracer:
 
     def add_process(self, pid: int, tids: list[int], *, execed: bool) -> Mm:
         """Count tasks in that were seized; they have one mm."""
-        mm = Mm(owner=pid, due=now() + self._every, execed=execed)
+        mm = Mm(owner=pid, due=now() + self._every, execed=execed, reclaimed=procmem.read_reclaimed())
         self._mms.add(mm)
         for tid in tids:
             self._add_task(tid, pid, mm)
@@ -247,7 +248,7 @@ class Tracer:
             shared = tgid == parent.tgid or self._shares(parent, child, vfork=vfork)
             mm = parent.mm
             if not shared:
-                mm = Mm(owner=tgid, due=now() + self._every, execed=parent.mm.execed)
+                mm = Mm(owner=tgid, due=now() + self._every, execed=parent.mm.execed, reclaimed=parent.mm.reclaimed)
                 self._mms.add(mm)
             entries = None if shared or len(parent.mm.tasks) == 1 else _inherited(child)
             self.marks.clones.append(CloneMark(now(), parent.tid, child, tgid, shared, entries))
@@ -284,6 +285,7 @@ class Tracer:
             self._forget(other)
         self._leave(task)
         task.mm = Mm(tasks={task.tid}, owner=task.tgid, due=now() + self._every, execed=True)
+        task.mm.reclaimed = procmem.read_reclaimed()
         self._mms.add(task.mm)
         try:
             snapshot, entries = read_snapshot(task.tid, attached=False)
@@ -415,9 +417,10 @@ class Tracer:
         checkpoint = procmem.read_checkpoint(tid)
         if checkpoint is not None and self._stood_still(mm):
             # the time before the reading: whoever stood still did so from then on
-            self.marks.checkpoints.append(
-                CheckpointMark(begin, mm.owner, checkpoint.fields, checkpoint.swapped, stopped)
-            )
+            reclaimed = procmem.read_reclaimed()
+            entries = checkpoint.entries if reclaimed != mm.reclaimed else None
+            mm.reclaimed = reclaimed
+            self.marks.checkpoints.append(CheckpointMark(begin, mm.owner, checkpoint.fields, stopped, entries))
             self.marks.huge_pages += checkpoint.huge
             mm.ran = b"".join(_scheduled(task) for task in sorted(mm.tasks))
         elif checkpoint is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pterefd.errors import BadInput
+from pterefd.errors import BadInput, Partly
 from pterefd.source.record.perf_import import import_perf
 from pterefd.source.record.script import read_notes, script_text
 from pterefd.source.trace import open_trace
@@ -86,6 +86,17 @@ def test_a_running_process(tmp_path: Path) -> None:
     import_perf(tmp_path / "perf.data", other.path, say=other.said.append)
     assert len(other.events("fault")) >= len(recording.events("fault"))
     assert any(event.get("path") == "[stack]" for event in other.events("mmap"))
+
+
+def test_lost_events_are_told(tmp_path: Path) -> None:
+    events = ",".join(["exceptions:page_fault_user", "exceptions:page_fault_kernel"])
+    options = ["-m", "1", "-k", "CLOCK_MONOTONIC", "-d", "-e", events]
+    data = tmp_path / "perf.data"
+    command = ["perf", "record", "-q", "-o", str(data), *options, "--", *PYTHON, FILLS * 4]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(Partly, match=r"perf lost \d+ events"):
+        import_perf(data, tmp_path / "trace.parquet", say=lambda text: None)
+    assert len(Recording(tmp_path / "trace.parquet").events("fault")) > 100
 
 
 def test_notes_that_are_none(tmp_path: Path) -> None:

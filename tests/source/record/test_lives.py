@@ -51,7 +51,7 @@ def test_a_vfork_child_acts_on_its_parents_mm() -> None:
     marks = Marks(
         execs=[_exec(10, 100), _exec(40, 200)],
         clones=[CloneMark(30, 100, 200, 200, True), CloneMark(70, 100, 300, 300, True)],
-        checkpoints=[CheckpointMark(35, 100, {"VmPTE": 4}, [], []), CheckpointMark(45, 200, {"VmPTE": 8}, [], [])],
+        checkpoints=[CheckpointMark(35, 100, {"VmPTE": 4}), CheckpointMark(45, 200, {"VmPTE": 8})],
     )
     sides = [Side(EXIT, 50, 200, 200), Side(EXIT, 80, 300, 300), Side(EXIT, 90, 100, 100)]
     lives = Lives(marks, sides, [100])

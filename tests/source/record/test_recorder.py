@@ -115,9 +115,8 @@ def test_fills_reads_and_discards(record: Record) -> None:
 def test_four_threads(record: Record) -> None:
     recording = record([*PYTHON, THREADS], checkpoint_every=0.02)
     recording.assert_exact("VmPTE", "RssAnon", "zero_entries", checkpoints=4)
-    threads = recording.events("thread")
-    assert len(threads) == 4
-    assert sorted(event["tid"] for event in recording.events("thread_exit")) == sorted(t["tid"] for t in threads)
+    assert sorted(event["tid"] for event in recording.events("thread")) == [2, 3, 4, 5]
+    assert len(recording.events("thread_exit")) == 4  # the fifth to go, whichever it was, took the process with it
 
 
 def test_threads_that_map_and_fork_at_once(record: Record) -> None:
@@ -263,6 +262,46 @@ def test_anonymized(record: Record) -> None:
         assert name not in raw
     assert all(event["comm"] == "process" for event in recording.events("exec"))
     assert max(event["addr"] for event in recording.events("fault")) < 8 << 39
+
+
+SWAPS = """
+import mmap, time
+m = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, 8 << 20, 4096): m[at] = 1 + at % 5
+m.madvise(21, 0, 4 << 20); time.sleep(0.05)  # MADV_PAGEOUT
+for at in range(0, 1 << 20, 4096): m[at]
+m.madvise(mmap.MADV_FREE, 6 << 20, 1 << 20); m.madvise(21, 6 << 20, 1 << 20); time.sleep(0.05)
+m.madvise(mmap.MADV_DONTNEED, 2 << 20, 1 << 20)
+"""
+
+
+def test_swap_and_pages_that_vanish(record: Record, tmp_path: Path) -> None:
+    swap = tmp_path / "swap"
+    subprocess.run(["fallocate", "-l", "32M", str(swap)], check=True)
+    swap.chmod(0o600)
+    subprocess.run(["mkswap", "-q", str(swap)], check=True)
+    subprocess.run(["swapon", str(swap)], check=True)
+    try:
+        recording = record([*PYTHON, SWAPS], checkpoint_every=0.02)
+    finally:
+        subprocess.run(["swapoff", str(swap)], check=True)
+    recording.assert_exact(checkpoints=3)
+    gone = recording.events("swap_out")
+    assert any(event.get("dropped") for event in gone)
+    assert any(event["VmSwap"] > 2048 for event in recording.events("expect"))
+
+
+def test_huge_pages(record: Record) -> None:
+    program = "import mmap\nm = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    program += "m.madvise(mmap.MADV_HUGEPAGE)\nfor at in range(0, 8 << 20, 4096): m[at] = 1\n"
+    program += "import time; time.sleep(0.1)\n"
+    off = record([*PYTHON, program])
+    assert open_trace(off.path).meta.thp == "never"
+    off.assert_exact()
+    kept = record([*PYTHON, program], thp="keep", checkpoint_every=0.02)
+    enabled = "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert open_trace(kept.path).meta.thp == ("seen" if enabled else "never")
+    assert any("HUGE PAGES" in line for line in kept.said) == enabled
 
 
 def test_output_is_refused_before_anything_runs(tmp_path: Path) -> None:
