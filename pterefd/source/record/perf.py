@@ -64,7 +64,7 @@ RECORD_EVENTS = (
     *(f"syscalls:sys_enter_{name}" for name in SYSCALLS if name not in _BY_TRACER + _EXIT_ONLY),
     *(f"syscalls:sys_exit_{name}" for name in SYSCALLS if name not in _BY_TRACER),
 )
-BUFFER = "64M"  # per CPU, as trace-format.md measured it
+BUFFER_MIB = 64  # per CPU: with it nothing was lost of a program that does nothing but fault
 _READY_S = 60.0
 _WRITTEN_S = 600.0
 _WRITTEN = "Captured and wrote"
@@ -102,6 +102,24 @@ def _mount_tracefs() -> None:
     libc.mount(b"tracefs", str(TRACEFS).encode(), b"tracefs", ctypes.c_ulong(0), None)
 
 
+def check_rights() -> None:
+    """Missing: the kernel does not let this user record tracepoints."""
+    if os.geteuid() == 0:
+        return
+    try:
+        level = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+    except (OSError, ValueError):
+        return
+    if level > -1:
+        raise Missing(f"recording takes root, or kernel.perf_event_paranoid=-1 (it is {level})")
+
+
+def buffer_size() -> str:
+    """perf's buffer for each CPU: enough for bursts, and of all CPUs together at most a sixteenth of memory."""
+    share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16 // (os.cpu_count() or 1)
+    return f"{min(BUFFER_MIB, 1 << max(0, (share >> 20).bit_length() - 1))}M"
+
+
 def find_perf() -> str:
     """Path of perf. Missing: there is none."""
     perf = shutil.which("perf")
@@ -136,7 +154,7 @@ def options(events: list[str]) -> list[str]:
     -d also gives every file mapping its own record, with path and offset; -B and -N keep perf from reading
     the whole file again at its end.
     """
-    buffer = ["-m", BUFFER] if os.geteuid() == 0 else []
+    buffer = ["-m", buffer_size()] if os.geteuid() == 0 else []
     return [*buffer, "-k", "CLOCK_MONOTONIC", "-d", "-B", "-N", "--no-bpf-event", "-e", ",".join(events)]
 
 

@@ -425,7 +425,18 @@ def read_checkpoint(tid: int) -> Checkpoint | None:
         fields["zero_entries"] = entries.zero
     if scan_abilities() & PAGE_IS_GUARD or not scan_abilities():
         fields["guard_entries"] = entries.guard
-    return Checkpoint(fields, entries.huge, entries)
+    huge = entries.huge if scan_abilities() else _huge_kb(tid) * 1024 // PAGE
+    return Checkpoint(fields, huge, entries)
+
+
+def _huge_kb(tid: int) -> int:
+    """What smaps_rollup says of memory in huge pages, for kernels whose entries do not tell."""
+    wanted = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")
+    try:
+        with open(f"/proc/{tid}/smaps_rollup", encoding="ascii", errors="replace") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith(wanted))
+    except OSError:
+        return 0
 
 
 _RECLAIM_COUNTS = (b"pswpout ", b"zswpout ", b"swpout_zero ", b"pglazyfreed ")

@@ -118,6 +118,7 @@ class _Run:
         self._perf_path = perf.find_perf()
         self._perf_version = perf.perf_version(self._perf_path)
         self._tracefs = perf.tracefs()
+        perf.check_rights()
         self._events = perf.available(self._tracefs, perf.RECORD_EVENTS)
         try:
             scratch = tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)
@@ -281,7 +282,20 @@ class _Run:
             raise self._failure
 
     def _finish(self, roots: list[int]) -> None:
-        """Stop perf, put everything together and write it."""
+        """Stop perf, put everything together and write it. Ctrl-C during that is for somebody who insists."""
+        asked = 0
+
+        def interrupted(number: int) -> None:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                raise KeyboardInterrupt
+            self._say("writing the trace (once more gives it up)")
+
+        with _handlers(interrupted):
+            self._put_together(roots)
+
+    def _put_together(self, roots: list[int]) -> None:
         assert self._perf is not None
         if not self._perf.stop():
             self._trouble.append(f"perf ended early ({self._perf.last_words()}): what came later is not recorded")

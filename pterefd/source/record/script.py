@@ -21,7 +21,9 @@ _SCRIPT = r"""#!/bin/sh
 # Switch huge pages off first if you can (echo never > /sys/kernel/mm/transparent_hugepage/enabled).
 set -u
 EVENTS='@EVENTS@'
-OPTIONS='@OPTIONS@'
+BUFFER=64M                                  # for each CPU
+[ "$(nproc)" -gt 16 ] && BUFFER=16M
+OPTIONS="-m $BUFFER @OPTIONS@"
 NOTES=notes.txt
 command -v perf > /dev/null || { echo "perf is missing" >&2; exit 3; }
 [ -e /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing || exit 3
@@ -68,9 +70,8 @@ def script_text() -> str:
     """The script, with the very events and options that `record` uses."""
     from pterefd.source.record.machine import CONFIG_OPTIONS
 
-    options = " ".join(perf.options([])[: -len(("-e", ""))])
-    if "-m" not in options:
-        options = f"-m {perf.BUFFER} {options}"
+    words = perf.options([])[: -len(("-e", ""))]
+    options = " ".join(words[2:] if words[0] == "-m" else words)
     text = _SCRIPT.replace("@EVENTS@", ",".join(perf.EVENTS)).replace("@OPTIONS@", options)
     return text.replace("@CONFIG@", "|".join(CONFIG_OPTIONS))
 
