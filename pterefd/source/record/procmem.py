@@ -35,7 +35,7 @@ PAGE_IS_HUGE = 1 << 6
 PAGE_IS_GUARD = 1 << 8
 _REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
 _SCAN_ARG = struct.Struct("<12Q")  # struct pm_scan_arg
-_REGIONS = 8192
+_REGIONS = 512  # one walk's worth: with room for more, 6.18 tells some regions twice
 
 # Documentation/admin-guide/mm/pagemap.rst
 _PM_PRESENT, _PM_SWAP, _PM_FILE, _PM_GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
@@ -326,7 +326,7 @@ def _scan(fd: int) -> Entries:
     buffer = (ctypes.c_char * (_REGION.itemsize * _REGIONS))()
     parts = []
     at = 0
-    while at < USER_END:
+    while at < USER_END - PAGE:
         argument = bytearray(
             _SCAN_ARG.pack(
                 96,
@@ -347,7 +347,7 @@ def _scan(fd: int) -> Entries:
         if count:
             parts.append(np.frombuffer(memoryview(buffer).cast("B"), dtype=_REGION, count=count).copy())
         walked = _SCAN_ARG.unpack(argument)[4]
-        if count < _REGIONS or walked <= at:
+        if walked <= at:
             break
         at = walked
     regions = np.concatenate(parts) if parts else np.empty(0, dtype=_REGION)
