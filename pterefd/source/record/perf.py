@@ -242,7 +242,7 @@ class Perf:
     def last_words(self) -> str:
         """What perf wrote last, as one line."""
         lines = [line.strip() for line in self._log_text().splitlines() if line.strip()]
-        told = [line for line in lines if not line.startswith(("[ perf record", "Events ", "WARNING"))]
+        told = [line for line in dict.fromkeys(lines) if not line.startswith(("[ perf record", "Events ", "WARNING"))]
         return "; ".join(told[:3])[:300] or "it said nothing"
 
     def _log_text(self) -> str:

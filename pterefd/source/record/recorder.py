@@ -353,7 +353,7 @@ class _Run:
             self._trouble.append(f"{program} is a 32-bit program: its system calls are not recorded")
         if marks.huge_pages:
             self._say("HUGE PAGES were seen while recording: page tables are not exact where they were")
-        if marks.missed_checkpoints:
+        if marks.missed_checkpoints > len(marks.checkpoints):
             self._say(f"{marks.missed_checkpoints} checkpoints were left out: not all threads stood still in time")
 
     def _tell_trouble(self, *, last: bool = True) -> None:
