@@ -60,7 +60,6 @@ class Daemon:
         plugins = Plugins()
         with _named(settings, "plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
-        warm()  # a compilation under the lock would keep everybody waiting
         self.host = Host(profile)
         with _named(settings, "plugins"):
             self.reclaimer = Reclaimer(
@@ -117,6 +116,7 @@ class Daemon:
         self._ready = True
         if self.metrics is not None:
             self.metrics.start()
+        warm()  # before there is anything to wait for: a kernel is loaded under the host's lock
         for thread in self._threads:
             thread.start()
 

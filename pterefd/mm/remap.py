@@ -39,6 +39,7 @@ from pterefd.engine.layout import (
     VM_HUGETLB,
     VM_LOCKED,
     VM_LOCKED_MASK,
+    VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_PFNMAP,
     VM_READ,
@@ -68,7 +69,7 @@ from pterefd.mm.events import (
     MAP_STACK,
 )
 from pterefd.mm.populate import populate
-from pterefd.mm.profile import PF_REALIGN
+from pterefd.mm.profile import PF_REALIGN, PF_STACK
 from pterefd.mm.unmap import munmap, note_rss
 from pterefd.mm.vma import account, add_range, new_vma, put_vma, vma_at, vma_count, vma_first, vma_record
 
@@ -101,6 +102,8 @@ def mmap(s, m, start, end, prot, flags, obj, offset, file_size):
     """mmap_region over whatever was there. obj: S.obj of the path, 0 without one; file_size: bytes, -1 unknown."""
     munmap(s, m, start, end)
     vm = vm_flags(prot, flags) | s.mm[m, M_DEF_FLAGS]
+    if flags & MAP_STACK and s.mm[m, M_PROFILE] & PF_STACK:
+        vm |= VM_NOHUGEPAGE
     pgoff = offset >> 12
     if obj > 0:
         kind = s.obj[obj, O_KIND]
