@@ -84,7 +84,8 @@ class Host:
         self._published: Any = np.zeros((64, lo.MM_COLUMNS), dtype=np.int64)
         self._processes: dict[int, Process] = {}
         self._object_names: dict[int, str] = {}
-        self._objects: dict[int, npt.NDArray[np.int64]] = {}
+        # by the identity of a trace's list of paths, which is kept, so that no other list gets its identity
+        self._objects: dict[int, tuple[list[str], npt.NDArray[np.int64]]] = {}
         self._rng = random.Random(seed)
 
     # ---- running events -----------------------------------------------------------------------
@@ -173,13 +174,11 @@ class Host:
 
     def _objects_of(self, batch: ev.Batch) -> npt.NDArray[np.int64]:
         """int64: the S.obj record of each of the trace's paths; 0 for what is no object."""
-        known = self._objects.get(id(batch.paths))
-        if known is None:
-            known = np.zeros(0, dtype=np.int64)
+        _, known = self._objects.get(id(batch.paths), (None, np.zeros(0, dtype=np.int64)))
         if len(known) < len(batch.paths) or len(known) == 0:
             new = [self._new_object(path) for path in batch.paths[len(known) :]]
             known = np.concatenate([known, np.array(new, dtype=np.int64)])
-            self._objects[id(batch.paths)] = known
+            self._objects[id(batch.paths)] = (batch.paths, known)
         return known
 
     def _new_object(self, path: str) -> int:
