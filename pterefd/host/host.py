@@ -97,6 +97,8 @@ class Host:
         which are the session's.
         """
         index = begin
+        if begin < end and int(batch.pid[begin:end].max()) > self.limits.pid_max:
+            raise EventError(batch.first + begin, f"a pid above {self.limits.pid_max}, the host's limit")
         while index < end:
             with self._locked():
                 try:
@@ -140,12 +142,16 @@ class Host:
                 self.corrections += 1
             elif index < end:
                 if not self._event(batch, index):
+                    self._tick(batch, begin, index)
                     return index, False
                 self._count(batch.op[index : index + 1])
                 index += 1
-        if index > begin and batch.t[index - 1] >= 0:
-            self.time_ns = max(self.time_ns, int(batch.t[index - 1]))
+        self._tick(batch, begin, index)
         return index, True
+
+    def _tick(self, batch: ev.Batch, begin: int, end: int) -> None:
+        """The host's clock follows the events [begin, end), or the one at begin that is the session's."""
+        self.time_ns = max(self.time_ns, int(batch.t[begin : max(end, begin + 1)].max(initial=0)))
 
     def _count(self, ops: npt.NDArray[np.uint8]) -> None:
         for code, number in enumerate(np.bincount(ops).tolist()):
@@ -158,6 +164,8 @@ class Host:
         now = max(int(batch.t[i]), 0)
         if max(pid, arg if op == ev.OP_FORK else 0) > self.limits.pid_max:
             raise EventError(batch.first + i, f"a pid above {self.limits.pid_max}, the host's limit")
+        if batch.err[i] and op in (ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT):
+            return True  # a call that failed has made and ended nothing
         if op == ev.OP_EXEC:
             self._exec(pid, batch.side[arg], now)
         elif op == ev.OP_FORK:
@@ -204,9 +212,7 @@ class Host:
         process = Process(pid, mm, fields["comm"], list(fields.get("cmdline") or []), start_ns=now, **given)
         if old is not None:
             process.ppid, process.start_ns, process.exec_number = old.ppid, old.start_ns, old.exec_number + 1
-        self._processes[pid] = process
-        mark_dirty(self._s, mm)
-        self._publish()  # whoever sees the pid finds its numbers
+        self._appear(process)
 
     def _fork(self, pid: int, child: int, now: int) -> None:
         parent = self._processes.get(pid)
@@ -214,9 +220,15 @@ class Host:
             self._s.g[lo.G_SKIPPED] += 1
             return
         mm = int(fork(self._s, parent.mm, child))
-        self._processes[child] = parent.child(child, mm, now)
-        mark_dirty(self._s, mm)
+        self._appear(parent.child(child, mm, now))
+
+    def _appear(self, process: Process) -> None:
+        """A new mm is published before anybody can see its pid."""
+        mark_dirty(self._s, process.mm)
         self._publish()
+        self._processes[process.pid] = process
+        row = self._s.mm[process.mm]
+        self.ranking.set(process.pid, int(row[lo.M_EMPTY] + row[lo.M_ZERO]))
 
     def _exit(self, pid: int) -> None:
         process = self._processes.pop(pid, None)

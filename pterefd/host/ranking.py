@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from sortedcontainers import SortedList
@@ -13,28 +14,31 @@ class Ranking:
     def __init__(self) -> None:
         self._order: SortedList[tuple[int, int]] = SortedList()
         self._pages: dict[int, int] = {}
+        self._lock = threading.Lock()  # readers walk it while a replay changes it
 
     def set(self, pid: int, pages: int) -> None:
         """pid has this many reclaimable PTE pages now. O(log n)."""
         old = self._pages.get(pid, 0)
         if old == pages:
             return
-        if old:
-            self._order.remove((-old, pid))
-        if pages:
-            self._order.add((-pages, pid))
-            self._pages[pid] = pages
-        else:
-            del self._pages[pid]
+        with self._lock:
+            if old:
+                self._order.remove((-old, pid))
+            if pages:
+                self._order.add((-pages, pid))
+                self._pages[pid] = pages
+            else:
+                del self._pages[pid]
 
     def __iter__(self) -> Iterator[int]:
         """Pids, most pages first, ties by pid. Safe while pages are freed: goes on below what it gave last."""
         last = (-(1 << 62), 0)
         while True:
-            try:
-                last = self._order[self._order.bisect_right(last)]
-            except IndexError:
-                return
+            with self._lock:
+                place = self._order.bisect_right(last)
+                if place == len(self._order):
+                    return
+                last = self._order[place]
             yield last[1]
 
     def __len__(self) -> int:

@@ -134,7 +134,9 @@ def mmap(s, m, start, end, prot, flags, obj, offset, file_size):
 
 @kernel
 def brk(s, m, addr, start):
-    """The heap ends at addr. start: where it begins, 0 where the event does not say."""
+    """The heap ends at addr. start: where it begins, 0 where the event does not say. addr 0 only asks."""
+    if addr == 0:
+        return
     if start and s.mm[m, M_START_BRK] == 0:
         s.mm[m, M_START_BRK] = start
         s.mm[m, M_BRK] = start
@@ -151,6 +153,7 @@ def brk(s, m, addr, start):
     if addr < old:
         munmap(s, m, addr, old)
     elif addr > old:
+        munmap(s, m, old, addr)  # nothing but what an access before this event has implied can be there
         flags = VM_READ | VM_WRITE | VM_ACCOUNT | s.mm[m, M_DEF_FLAGS]
         if old > s.mm[m, M_START_BRK]:
             add_range(s, m, old, addr, flags, old >> 12, -1, 0, 0, False, False)
@@ -299,6 +302,7 @@ def _grow(s, m, k, old, old_len, new_len):
     end = old + old_len
     flags = s.vma[v, V_FLAGS]
     pgoff = s.vma[v, V_PGOFF] + ((end - s.vma[v, V_START]) >> 12)
+    munmap(s, m, end, old + new_len)  # what an access before this event has implied
     add_range(s, m, end, old + new_len, flags, pgoff, s.vma[v, V_OBJ], s.vma[v, V_ANON], s.vma[v, V_CHAIN], False, True)
     if flags & VM_LOCKED:
         populate(s, m, end, old + new_len, True)

@@ -211,6 +211,8 @@ def _fault_again(s, m, addr, write):
 @kernel
 def _other(s, m, e, o, addr, length, arg, err, ext, objects):
     """An event that is no access. True where a `state` corrected something."""
+    if (o == OP_CACHE or o == OP_TRUNCATE) and err[e] != 0:
+        return False
     if o == OP_CACHE:
         note_cache(s, objects[arg[e]], addr[e], length[e])
     elif o == OP_TRUNCATE:
@@ -265,7 +267,8 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
     if o == OP_MADVISE:
         madvise(s, m, addr, end, arg)
     elif o == OP_MUNMAP:
-        munmap(s, m, addr, end)
+        if err == 0:
+            munmap(s, m, addr, end)
     elif o == OP_MPROTECT:
         mprotect(s, m, addr, end, arg)
     elif o == OP_MMAP:

@@ -19,6 +19,7 @@ from pterefd.engine.layout import (
     M_STACK_VM,
     M_TOTAL_VM,
     M_VMAS,
+    O_CACHED,
     O_REFS,
     V_ANON,
     V_CHAIN,
@@ -36,7 +37,7 @@ from pterefd.engine.layout import (
     VM_SHARED,
     VM_WRITE,
 )
-from pterefd.engine.pools import give_vma, take_vma
+from pterefd.engine.pools import give_obj, give_vma, take_vma
 from pterefd.mm.profile import PF_MERGE, PF_MMAP3
 
 # ---- finding ----------------------------------------------------------------------------------
@@ -130,6 +131,9 @@ def drop_vma(s, v):
     obj = s.vma[v, V_OBJ]
     if obj > 0:
         s.obj[obj, O_REFS] -= 1
+        if s.obj[obj, O_REFS] == 0:  # unnamed shared memory: nobody can map it again
+            blocks.clear(s, s.obj, obj, O_CACHED)
+            give_obj(s, obj)
     give_vma(s, v)
 
 

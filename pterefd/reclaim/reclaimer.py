@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pterefd.errors import BadInput
+from pterefd.errors import BadInput, NoSuchMm
 from pterefd.hookspecs import Cause, Choice, Kinds, Moment, Policy, ReclaimRequest, ReclaimResult, Trigger, Tunables
 from pterefd.host.host import Host
 from pterefd.reclaim.plugins import Plugins
@@ -169,6 +169,7 @@ class Reclaimer:
         sums: dict[str, int],
     ) -> bool:
         """Follow a policy's choices until there is enough. False where it failed."""
+        offered = set(self._host.pids())
         left = None if request.bytes_wanted is None else request.bytes_wanted - sums["empty"] - sums["zero"]
         try:
             for choice in self._choices(policy, request):
@@ -176,7 +177,12 @@ class Reclaimer:
                     break
                 kinds = request.kinds if choice.kinds is None else choice.kinds & request.kinds
                 limits = [limit for limit in (left, choice.bytes) if limit is not None]
-                empty, zero = self._host.free_ptes(choice.pid, kinds, min(limits) if limits else None)
+                try:
+                    empty, zero = self._host.free_ptes(choice.pid, kinds, min(limits) if limits else None)
+                except NoSuchMm:
+                    if choice.pid not in offered:
+                        raise  # the policy made it up
+                    continue  # it ended since the policy looked
                 sums["empty"] += empty
                 sums["zero"] += zero
                 if empty + zero:

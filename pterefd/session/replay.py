@@ -172,6 +172,8 @@ class Replay:
         rare = np.isin(batch.op, (OP_EXEC, OP_FORK, OP_EXIT)).nonzero()[0]
         for i in rare.tolist():
             pid, op = int(batch.pid[i]), int(batch.op[i])
+            if batch.err[i]:
+                continue
             if op == OP_EXEC:
                 self._living.add(pid)
                 self._has_first |= pid == first
@@ -187,7 +189,7 @@ class Replay:
 def _shift(batch: Batch, base: int) -> None:
     """Add base to every pid and tid of a batch that has one."""
     batch.pid = np.where(batch.pid > 0, batch.pid + base, batch.pid).astype(np.int32)
-    ids = np.isin(batch.op, (OP_FORK, OP_THREAD, OP_THREAD_EXIT))
+    ids = np.isin(batch.op, (OP_FORK, OP_THREAD, OP_THREAD_EXIT)) & (batch.err == 0)
     batch.arg = np.where(ids, batch.arg + base, batch.arg)
 
 

@@ -156,3 +156,29 @@ def test_a_pid_beyond_the_limit_is_refused() -> None:
     for event in (("exec", SMALL.pid_max + 1), ("fork", SMALL.pid_max, 0, 0, SMALL.pid_max + 1)):
         with pytest.raises(EventError, match="a pid above 32768, the host's limit"):
             run(machine, event)
+
+
+def test_calls_that_failed_make_and_end_nothing() -> None:
+    machine = host()
+    run(machine, ("exec", 1, 0, 0, {"comm": "sh"}), ("mmap", 1, B, M), ("fault", 1, B, M, 1))
+    failed = batch([("fork", 1), ("exec", 1, 0, 0, {"comm": "x"}), ("exit", 1), ("munmap", 1, B, M)])
+    failed.err[:] = 12
+    assert machine.run(failed, 0, len(failed)) == len(failed)
+    assert (machine.pids(), machine.process(1).comm, machine.counters(1).anon_bytes) == ([1], "sh", M)
+
+
+def test_memory_shared_without_a_name_leaves_nothing_behind() -> None:
+    machine = host()
+    shared = ("rw-", "shared,anonymous")
+    run(machine, ("exec", 1))
+    for _ in range(SMALL.files + 10):
+        run(machine, ("mmap", 1, B, M, shared), ("fault", 1, B, M, 1), ("munmap", 1, B, M))
+    assert machine.counters(1).vmas == 0
+
+
+def test_a_heap_grows_over_what_an_early_access_implied() -> None:
+    machine = host()
+    run(machine, ("exec", 1), ("brk", 1, B, 0, B), ("fault", 1, B + 0x3000, 4096, 1), ("brk", 1, B + 0x10000))
+    machine.validate()
+    run(machine, ("brk", 1, 0))
+    assert [(row.start, row.end) for row in machine.vmas(1)] == [(B, B + 0x10000)]
