@@ -100,7 +100,7 @@ class Host:
         if begin < end and int(batch.pid[begin:end].max()) > self.limits.pid_max:
             raise EventError(batch.first + begin, f"a pid above {self.limits.pid_max}, the host's limit")
         while index < end:
-            with self._locked():
+            with self.lock:
                 try:
                     index, ours = self._run_slice(batch, index, min(end, index + SLICE_EVENTS))
                 finally:
@@ -245,12 +245,6 @@ class Host:
         exit_mm(self._s, process.mm)
 
     # ---- publication --------------------------------------------------------------------------
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The lock, for whoever runs events: others go first (see run)."""
-        with self.lock:
-            yield
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
