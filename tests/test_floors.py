@@ -29,6 +29,7 @@ RANK = {
     "source": 3,
     "reclaim": 4,
     "session": 5,
+    "reenact": 6,
     "procfs": 6,
     "metrics": 6,
     "statusline": 6,

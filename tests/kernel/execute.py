@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .agent import (
+from pterefd.reenact.agent import (
     FILE_FD0,
     IS_FILE,
     IS_GUARD,
@@ -34,7 +34,8 @@ from .agent import (
     Process,
     Run,
 )
-from .build import build_agent, heap_start
+from pterefd.reenact.build import build_agent, heap_start
+
 from .program import ADVICE_NUMBER, MAP_FIXED, PAGE, FileSpec, Op, Program, flags_number, prot_number
 
 Row = dict[str, Any]

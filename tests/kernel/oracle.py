@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from pterefd.engine.arena import Limits
+from pterefd.reenact.agent import AgentError
 from pterefd.session.check import CheckOptions, check_trace
 
-from .agent import AgentError
 from .execute import Execution, Machine, Row
 from .generate import FAMILIES, generate
 from .program import Program, describe
