@@ -7,6 +7,10 @@
  * command. From then on nothing that it does for itself changes a page table or a counter: what
  * changes, the commands changed.
  *
+ * Built with -DAPART=ADDR, it keeps to the 512 GiB that ADDR lies in: its stack is part of the bss, the
+ * one that execve made is unmapped, and [vvar] and [vdso] wait at ADDR until a command moves them. The
+ * rest of the address space is free for whatever is to be done again.
+ *
  * Commands come on the file descriptor FD0 + slot, numbers in hexadecimal without 0x:
  *
  *   m ADDR LEN PROT FLAGS FD OFFSET   mmap, arguments as they are (FD ffffffff: -1)
@@ -17,18 +21,33 @@
  *   a ADDR LEN ADVICE                 madvise
  *   l ADDR LEN FLAGS                  mlock2
  *   k ADDR LEN                        munlock
- *   t ADDR PAGES HOW                  touch each page; HOW 0 read, 1 write, 2 write(2) from it, 3 read(2) into it
+ *   t ADDR PAGES HOW                  touch each page; HOW 0 read, 1 write, 2 write(2) from it, 3 read(2) into it,
+ *                                     4 read or 5 write by /proc/self/mem, which passes over what mprotect forbids
+ *   h START ADDR                      the heap begins at START and ends at ADDR, by prctl; no mapping changes
+ *   v KIND ADDR LEN                   move a mapping of the kernel's own (KIND as y has it) to ADDR
+ *   o FD KIND                         open on FD, for what is started from here: 0 a new file beside the agent, without
+ *                                     a name, 1 one of memfd_create, 2 /dev/zero
+ *   z FD SIZE                         ftruncate
+ *   c FD PAGE PAGES                   write pages of the file, one by one, so that they are in the page cache
+ *   g                                 write its own pid to /proc/sys/vm/free_ptes
+ *   n COUNT WANT                      do the commands of the next COUNT lines (m u r p b a l k t) without an answer to each
  *   f SLOT                            fork; the child answers on its own slot, with its pid as result
  *   e SLOT                            exec itself again, the new image answers on SLOT
  *   x                                 exit
  *   q                                 nothing
  *   s                                 nothing, and the answer lists the entries
+ *   y                                 nothing, and the answer lists the mappings
  *
  * An answer is one line, decimal but for the lists, which are hexadecimal:
  *
  *   ERRNO RESULT VmPTE RssAnon RssFile RssShmem VmSwap zero present swap guard vmas huge
  *       [F FIRST COUNT SIGNAL]...  of touch: runs of pages that could not be accessed
- *       [R START END CATEGORIES]... of s: runs of entries, categories as PAGEMAP_SCAN has them
+ *       [R START END CATEGORIES]... of s: runs of entries, categories as PAGEMAP_SCAN has them; of y: mappings, their
+ *                                   PROT_* bits and, times 8, their KIND: 0 anonymous, 1 a file, 2 [stack], 3 [vvar],
+ *                                   4 [vvar_vclock], 5 [vdso], 6 another one of the kernel's
+ *       [E INDEX ERRNO RESULT]...   of n: calls that failed or gave another address than asked for, or a touch that failed,
+ *                                   whose F follow; RESULT of the line is the time in ns that all took, and the counters
+ *                                   are 0 where WANT is
  */
 
 typedef unsigned char u8;
@@ -40,16 +59,29 @@ enum {
 	SYS_munmap = 11, SYS_brk = 12, SYS_rt_sigaction = 13, SYS_ioctl = 16, SYS_pread64 = 17,
 	SYS_pipe2 = 293, SYS_mremap = 25, SYS_madvise = 28, SYS_getpid = 39, SYS_fork = 57,
 	SYS_execve = 59, SYS_exit = 60, SYS_munlock = 150, SYS_prctl = 157, SYS_personality = 135, SYS_setrlimit = 160,
-	SYS_mlock2 = 325,
+	SYS_mlock2 = 325, SYS_memfd_create = 319, SYS_pwrite64 = 18, SYS_ftruncate = 77, SYS_unlink = 87,
+	SYS_clock_gettime = 228, SYS_dup2 = 33,
 };
 
 enum { FD0 = 10, PAGE = 4096, STACK_PAGES = 24, REGIONS = 512, FAILED = 512, O_CLOEXEC = 02000000 };
+enum { O_RDWR = 2, O_CREAT = 0100, O_EXCL = 0200, PATH = 4096 };
+#ifdef APART
+enum { BATCH = 1024 };
+#else
+enum { BATCH = 16 };
+#endif
+enum { KIND_ANON, KIND_FILE, KIND_STACK, KIND_VVAR, KIND_VCLOCK, KIND_VDSO, KIND_OTHER };
 
 #define TASK_END 0x7ffffffff000UL
 #define ADDR_NO_RANDOMIZE 0x0040000
 #define RLIMIT_STACK 3
 #define PR_SET_THP_DISABLE 41
 #define PR_SET_PDEATHSIG 1
+#define PR_SET_MM 35
+#define PR_SET_MM_START_BRK 6
+#define PR_SET_MM_BRK 7
+#define PR_SET_MM_MAP 14
+#define CLOCK_MONOTONIC 1
 #define PAGEMAP_SCAN 0xc0606610UL
 
 enum { IS_FILE = 4, IS_PRESENT = 8, IS_SWAPPED = 16, IS_PFNZERO = 32, IS_HUGE = 64, IS_GUARD = 256 };
@@ -66,16 +98,18 @@ struct region {
 static char in_buf[4096], status_buf[8192], maps_buf[8192], out_buf[16384];
 static struct region regions[REGIONS], failed[FAILED];
 static int in_len, in_pos, out_len;
-static int fd_slot, fd_status, fd_maps, fd_pagemap, fd_pipe[2];
+static int fd_slot, fd_status, fd_maps, fd_pagemap, fd_mem, fd_pipe[2];
 static u64 counts[5];              /* zero, present, swap, guard, huge */
-static char **saved_argv, **saved_envp;
+static char path[PATH];            /* of the agent itself */
 static volatile int last_signal;
 
+#pragma GCC visibility push(hidden)     /* so that addresses are relative to the code, wherever it is linked */
 extern char __executable_start, __bss_start, _end;
 extern char touch_read_at, touch_write_at, touch_failed;
 int touch_read(u64 addr);
 int touch_write(u64 addr);
 void restorer(void);
+#pragma GCC visibility pop
 
 static inline long call6(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
 {
@@ -107,8 +141,17 @@ __asm__(".globl touch_read, touch_write, touch_read_at, touch_write_at, touch_fa
 	"restorer: movl $15, %eax\n"
 	"	syscall\n"
 	"_start: movq %rsp, %rdi\n"
+#ifdef APART
+	"	leaq own_stack_end(%rip), %rsp\n"
+#endif
 	"	andq $-16, %rsp\n"
 	"	call start\n");
+
+#ifdef APART
+__asm__(".local own_stack\n"
+	".comm own_stack, 32768, 4096\n"
+	".set own_stack_end, own_stack + 32768\n");
+#endif
 
 struct sigcontext_head {            /* struct ucontext up to rip, arch/x86 */
 	u64 flags, link, stack[3];
@@ -374,6 +417,11 @@ static int touch(u64 addr, u64 how)
 			return 1;
 		call(SYS_read, fd_pipe[0], &byte, 1);
 		return 0;
+	case 4:
+		return call6(SYS_pread64, fd_mem, (u64)&byte, 1, addr, 0, 0) != 1;
+	case 5:
+		byte = 0x5a;
+		return call6(SYS_pwrite64, fd_mem, (u64)&byte, 1, addr, 0, 0) != 1;
 	default:
 		byte = 0x5a;
 		call(SYS_write, fd_pipe[1], &byte, 1);
@@ -384,17 +432,17 @@ static int touch(u64 addr, u64 how)
 	}
 }
 
-/* Touches each page, going on after a failure. Returns the number of failed runs, which stand in `failed`. */
-static int touch_range(u64 addr, u64 pages, u64 how)
+/* Touches each page, going on after a failure. Returns the number of failed runs, which stand in `failed` from `first`. */
+static int touch_range(u64 addr, u64 pages, u64 how, int first)
 {
-	int runs = 0;
+	int runs = first;
 
 	for (u64 i = 0; i < pages; i++) {
 		struct region *run = &failed[runs - 1];
 
 		if (!touch(addr + i * PAGE, how))
 			continue;
-		if (runs && run->start + run->end == i && run->categories == (u64)last_signal) {
+		if (runs > first && run->start + run->end == i && run->categories == (u64)last_signal) {
 			run->end++;
 			continue;
 		}
@@ -404,35 +452,40 @@ static int touch_range(u64 addr, u64 pages, u64 how)
 		failed[runs].end = 1;
 		failed[runs++].categories = last_signal;
 	}
-	return runs;
+	return runs - first;
 }
 
 static void open_proc(void)
 {
-	static const char status[] = "/proc/self/status", maps[] = "/proc/self/maps", pagemap[] = "/proc/self/pagemap";
+	static const char status[] = "/proc/self/status", maps[] = "/proc/self/maps", pagemap[] = "/proc/self/pagemap",
+			  mem[] = "/proc/self/mem";
 
 	if (fd_status) {
 		call(SYS_close, fd_status, 0, 0);
 		call(SYS_close, fd_maps, 0, 0);
 		call(SYS_close, fd_pagemap, 0, 0);
+		call(SYS_close, fd_mem, 0, 0);
 	}
 	fd_status = call(SYS_open, status, O_CLOEXEC, 0);
 	fd_maps = call(SYS_open, maps, O_CLOEXEC, 0);
 	fd_pagemap = call(SYS_open, pagemap, O_CLOEXEC, 0);
+	fd_mem = call(SYS_open, mem, O_CLOEXEC | O_RDWR, 0);
 }
 
 /* Touches every page of text, bss and stack, so that none is touched later for the first time. */
 static void touch_own(void)
 {
+#ifndef APART
 	volatile char stack[STACK_PAGES * PAGE];
 
+	for (int i = 0; i < STACK_PAGES; i++)
+		stack[i * PAGE] = 0;
+	(void)stack[0];
+#endif
 	for (u64 p = (u64)&__executable_start; p < ((u64)&__bss_start & -PAGE); p += PAGE)
 		touch_read(p);
 	for (u64 p = (u64)&__bss_start & -PAGE; p < (u64)&_end; p += PAGE)
 		*(volatile char *)(p < (u64)&__bss_start ? (u64)&__bss_start : p) |= 0;
-	for (int i = 0; i < STACK_PAGES; i++)
-		stack[i * PAGE] = 0;
-	(void)stack[0];
 }
 
 static void become_child(u64 slot)
@@ -459,124 +512,357 @@ static void fork_to(u64 slot)
 	}
 }
 
-static void exec_again(u64 slot)
+/* Starts the agent anew. slot: that it answers on. */
+static long exec_again(u64 slot)
 {
-	static char name[2];
+	static char name[2], *argv[3], *envp[1];
 
-	name[0] = 'a' + slot;
-	saved_argv[1] = name;
-	answer(call(SYS_execve, saved_argv[0], saved_argv, saved_envp));
+	name[0] = '0' + slot;
+	argv[0] = path;
+	argv[1] = name;
+	return call(SYS_execve, path, argv, envp);
+}
+
+static u64 now(void)
+{
+	static struct { u64 seconds, nanoseconds; } time;
+
+	call(SYS_clock_gettime, CLOCK_MONOTONIC, &time, 0);
+	return time.seconds * 1000000000 + time.nanoseconds;
+}
+
+/* A system call or a touch; a touch that fails leaves its runs in `failed` from `first`, and their number in *runs. */
+static long perform(int command, const u64 *a, int first, int *runs)
+{
+	long result;
+
+	*runs = 0;
+	switch (command) {
+	case 'm':
+		return call6(SYS_mmap, a[0], a[1], a[2], a[3], (u64)(long)(int)a[4], a[5]);
+	case 'u':
+		return call(SYS_munmap, a[0], a[1], 0);
+	case 'r':
+		return call6(SYS_mremap, a[0], a[1], a[2], a[3], a[4], 0);
+	case 'p':
+		return call(SYS_mprotect, a[0], a[1], a[2]);
+	case 'b':
+		result = call(SYS_brk, a[0], 0, 0);
+		return a[0] && result != (long)a[0] ? -12 : result;
+	case 'a':
+		return call(SYS_madvise, a[0], a[1], a[2]);
+	case 'l':
+		return call(SYS_mlock2, a[0], a[1], a[2]);
+	case 'k':
+		return call(SYS_munlock, a[0], a[1], 0);
+	case 't':
+		*runs = touch_range(a[0], a[1], a[2], first);
+		return *runs ? -14 : 0;
+	}
+	return 0;
+}
+
+/* The address that a call was to give; what gives none, gives 0. */
+static long asked_for(int command, const u64 *a)
+{
+	if (command == 'm' || command == 'b')
+		return a[0];
+	return command == 'r' ? (a[3] & 2 ? a[4] : a[0]) : 0;
+}
+
+static void batch(u64 count, u64 want)
+{
+	static struct { u64 args[6]; long result; int command, runs; } lines[BATCH];
+	int used = 0;
+	u64 began;
+
+	if (count > BATCH)
+		call(SYS_exit, 93, 0, 0);
+	for (u64 i = 0; i < count; i++)
+		lines[i].command = read_command(lines[i].args);
+	began = now();
+	for (u64 i = 0; i < count; i++) {
+		lines[i].result = perform(lines[i].command, lines[i].args, used, &lines[i].runs);
+		used += lines[i].runs;
+	}
+	began = now() - began;
+	if (want) {
+		answer(began);
+	} else {
+		put(0, 10);
+		put(began, 10);
+		for (int i = 0; i < 11; i++)
+			put(0, 10);
+	}
+	used = 0;
+	for (u64 i = 0; i < count; i++) {
+		long result = lines[i].result;
+		struct region one = { i, result < 0 && result > -4096 ? -result : 0, result };
+
+		if (one.end)
+			one.categories = 0;
+		if (one.end || result != asked_for(lines[i].command, lines[i].args))
+			put_run('E', &one);
+		for (int j = 0; j < lines[i].runs; j++)
+			put_run('F', &failed[used++]);
+	}
+}
+
+/* PR_SET_MM_MAP needs no rights; where the kernel has it not, the two numbers are set one by one, which needs them. */
+static long set_heap(u64 start, u64 addr)
+{
+	static struct {
+		u64 start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end,
+			env_start, env_end, auxv;
+		u32 auxv_size, exe_fd;
+	} map;
+	/* start_brk <= brk must hold in between, so the order is by where the heap is now */
+	int upwards = start > (u64)call(SYS_brk, 0, 0, 0);
+	u64 own = (u64)&__executable_start;
+	long result;
+
+	map.start_code = map.start_data = map.end_data = map.start_stack = map.arg_start = map.arg_end = own;
+	map.env_start = map.env_end = own;
+	map.end_code = own + PAGE;
+	map.start_brk = start;
+	map.brk = addr;
+	map.exe_fd = -1;
+	result = call6(SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, (u64)&map, sizeof map, 0, 0);
+	if (!result)
+		return 0;
+	result = call6(SYS_prctl, PR_SET_MM, upwards ? PR_SET_MM_BRK : PR_SET_MM_START_BRK, upwards ? addr : start,
+		       0, 0, 0);
+	if (result)
+		return result;
+	return call6(SYS_prctl, PR_SET_MM, upwards ? PR_SET_MM_START_BRK : PR_SET_MM_BRK, upwards ? start : addr,
+		     0, 0, 0);
+}
+
+/* A file without a name in the directory of the agent. */
+static long new_file(u64 fd)
+{
+	static char name[PATH + 40];
+	int n = 0, end = 0;
+	long file;
+
+	for (; path[n]; n++) {
+		name[n] = path[n];
+		if (path[n] == '/')
+			end = n + 1;
+	}
+	name[end++] = '.';
+	for (u64 digits = fd << 32 | call(SYS_getpid, 0, 0, 0); digits; digits /= 10)
+		name[end++] = '0' + digits % 10;
+	name[end] = 0;
+	file = call(SYS_open, name, O_RDWR | O_CREAT | O_EXCL, 0700);
+	if (file >= 0)
+		call(SYS_unlink, name, 0, 0);
+	return file;
+}
+
+static long open_file(u64 fd, u64 kind)
+{
+	static const char zero[] = "/dev/zero", name[] = "agent";
+	long file = kind == 0 ? new_file(fd) : kind == 1 ? call(SYS_memfd_create, name, 0, 0) : call(SYS_open, zero, O_RDWR, 0);
+	long result;
+
+	if (file < 0)
+		return file;
+	result = call(SYS_dup2, file, fd, 0);
+	call(SYS_close, file, 0, 0);
+	return result;
+}
+
+static long cache_pages(u64 fd, u64 page, u64 pages)
+{
+	static char content[PAGE];
+
+	content[0] = 0x5a;
+	for (u64 i = page; i < page + pages; i++) {
+		long n = call6(SYS_pwrite64, fd, (u64)content, PAGE, i * PAGE, 0, 0);
+
+		if (n != PAGE)
+			return n < 0 ? n : -28;
+	}
+	return 0;
+}
+
+static long free_ptes(void)
+{
+	static const char name[] = "/proc/sys/vm/free_ptes";
+	static char digits[16];
+	long fd = call(SYS_open, name, 1, 0), pid = call(SYS_getpid, 0, 0, 0), result;
+	int n = sizeof digits;
+
+	if (fd < 0)
+		return fd;
+	for (; pid; pid /= 10)
+		digits[--n] = '0' + pid % 10;
+	result = call(SYS_write, fd, digits + n, sizeof digits - n);
+	call(SYS_close, fd, 0, 0);
+	return result < 0 ? result : 0;
+}
+
+/* ---- its own mappings -------------------------------------------------------------------------- */
+
+/* The mappings of this address space, into `regions`: start, end, PROT_* bits and KIND_* << 3. Their number. */
+static int list_mappings(void)
+{
+	static char line[8192];
+	int count = 0;
+	u64 offset = 0;
+
+	for (;;) {
+		long n = call6(SYS_pread64, fd_maps, (u64)line, sizeof line - 1, offset, 0, 0);
+		char *p = line, *end = line + n;
+
+		if (n <= 0)
+			return count;
+		while (end[-1] != '\n')   /* a line that is not whole is read again */
+			end--;
+		offset += end - line;
+		while (p < end && count < REGIONS) {
+			struct region *region = &regions[count];
+			char *name = 0;
+
+			region->start = region->end = 0;
+			for (; *p != '-'; p++)
+				region->start = region->start * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
+			for (p++; *p != ' '; p++)
+				region->end = region->end * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
+			region->categories = (p[1] == 'r') | (p[2] == 'w') << 1 | (p[3] == 'x') << 2;
+			for (; *p != '\n'; p++)
+				if (!name && (*p == '[' || *p == '/'))
+					name = p;
+			p++;
+			if (region->start >= TASK_END)
+				continue;
+			region->categories |= (!name ? KIND_ANON : *name == '/' ? KIND_FILE : name[1] == 's' ? KIND_STACK :
+					       name[2] == 'd' ? KIND_VDSO : name[1] != 'v' ? KIND_OTHER :
+					       name[5] == ']' ? KIND_VVAR : KIND_VCLOCK) << 3;
+			count++;
+		}
+	}
+}
+
+#ifdef APART
+static u64 parked(u64 kind)
+{
+	return APART + (kind << 20);
+}
+#endif
+
+/* Moves one of the kernel's mappings from where it waits. */
+static long move_special(u64 kind, u64 addr, u64 len)
+{
+#ifdef APART
+	int count = list_mappings();
+
+	for (int i = 0; i < count; i++)
+		if (regions[i].start == parked(kind) && regions[i].end - regions[i].start == len)
+			return call6(SYS_mremap, parked(kind), len, len, 3, addr, 0);
+#endif
+	(void)kind, (void)addr, (void)len;
+	return -2;
+}
+
+/* What execve mapped beside the program: unmapped, or where the agent lives apart, put aside. */
+static void clear_room(void)
+{
+	int count = list_mappings();
+
+	for (int i = 0; i < count; i++) {
+		u64 kind = regions[i].categories >> 3, start = regions[i].start, len = regions[i].end - start;
+
+#ifdef APART
+		if (kind > KIND_STACK)
+			call6(SYS_mremap, start, len, len, 3, parked(kind), 0);
+		else if (kind == KIND_STACK)
+			call(SYS_munmap, start, len, 0);
+#else
+		if (kind > KIND_STACK)
+			call(SYS_munmap, start, len, 0);
+#endif
+	}
 }
 
 static void run(void)
 {
 	u64 a[6];
-	int command = read_command(a), runs = 0;
-	long result = 0;
+	int command = read_command(a), runs = 0, count;
 
 	switch (command) {
-	case 'm':
-		result = call6(SYS_mmap, a[0], a[1], a[2], a[3], (u64)(long)(int)a[4], a[5]);
-		break;
-	case 'u':
-		result = call(SYS_munmap, a[0], a[1], 0);
-		break;
-	case 'r':
-		result = call6(SYS_mremap, a[0], a[1], a[2], a[3], a[4], 0);
-		break;
-	case 'p':
-		result = call(SYS_mprotect, a[0], a[1], a[2]);
-		break;
-	case 'b':
-		result = call(SYS_brk, a[0], 0, 0);
-		if (a[0] && result != (long)a[0])
-			result = -12;
-		break;
-	case 'a':
-		result = call(SYS_madvise, a[0], a[1], a[2]);
-		break;
-	case 'l':
-		result = call(SYS_mlock2, a[0], a[1], a[2]);
-		break;
-	case 'k':
-		result = call(SYS_munlock, a[0], a[1], 0);
-		break;
-	case 't':
-		runs = touch_range(a[0], a[1], a[2]);
-		break;
 	case 'f':
 		fork_to(a[0]);
-		put_char('\n');
-		flush();
-		return;
+		break;
 	case 'e':
-		exec_again(a[0]);
-		put_char('\n');
-		flush();
-		return;
+		answer(exec_again(a[0]));
+		break;
 	case 'x':
 		call(SYS_exit, 0, 0, 0);
+		break;
+	case 'n':
+		batch(a[0], a[1]);
+		break;
+	case 'h':
+		answer(set_heap(a[0], a[1]));
+		break;
+	case 'v':
+		answer(move_special(a[0], a[1], a[2]));
+		break;
+	case 'o':
+		answer(open_file(a[0], a[1]));
+		break;
+	case 'z':
+		answer(call(SYS_ftruncate, a[0], a[1], 0));
+		break;
+	case 'c':
+		answer(cache_pages(a[0], a[1], a[2]));
+		break;
+	case 'g':
+		answer(free_ptes());
+		break;
+	default:
+		answer(perform(command, a, 0, &runs));
 	}
-	if (command == 't')
-		result = runs ? -14 : 0;
-	answer(result);
 	for (int i = 0; i < runs; i++)
 		put_run('F', &failed[i]);
 	if (command == 's')
 		scan(1);
+	if (command == 'y') {
+		count = list_mappings();
+		for (int i = 0; i < count; i++)
+			put_run('R', &regions[i]);
+	}
 	put_char('\n');
 	flush();
 }
 
-/* Frees what execve mapped beside the program: [vvar], [vdso]. */
-static void unmap_vdso(void)
-{
-	static char line[8192];
-	long n = call6(SYS_pread64, fd_maps, (u64)line, sizeof line - 1, 0, 0, 0);
-	char *p = line;
-
-	while (p < line + n) {
-		u64 start = 0, end = 0;
-		int special = 0;
-
-		for (; *p != '-'; p++)
-			start = start * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
-		for (p++; *p != ' '; p++)
-			end = end * 16 + (*p <= '9' ? *p - '0' : *p - 'a' + 10);
-		for (; *p != '\n'; p++)
-			special |= p[0] == '[' && p[1] == 'v' && p[2] != 's';
-		p++;
-		if (special)
-			call(SYS_munmap, start, end - start, 0);
-	}
-}
-
 __attribute__((used)) void start(u64 *stack)
 {
-	static const char again[] = "+";
 	static const struct { u64 soft, hard; } stack_limit = { 8 << 20, 8 << 20 };
+	char **argv = (char **)(stack + 1);
 
-	saved_argv = (char **)(stack + 1);
-	saved_envp = saved_argv + stack[0] + 1;
 	if (stack[0] < 2)
 		call(SYS_exit, 95, 0, 0);
-	if (saved_argv[1][0] == '-') { /* first start: fix what exec inherits, and start again without ASLR */
+	for (int i = 0; argv[0][i] && i < PATH - 1; i++)
+		path[i] = argv[0][i];
+	if (argv[1][0] == '-') { /* first start: fix what exec inherits, and start again without ASLR */
 		call(SYS_personality, ADDR_NO_RANDOMIZE, 0, 0);
-		if (saved_argv[1][1] != 't')
+		if (argv[1][1] != 't')
 			call6(SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0, 0, 0);
 		call(SYS_setrlimit, RLIMIT_STACK, &stack_limit, 0);
-		saved_argv[1] = (char *)again;
-		call(SYS_execve, saved_argv[0], saved_argv, saved_envp);
+		exec_again(0);
 		call(SYS_exit, 94, 0, 0);
 	}
-	fd_slot = FD0 + (saved_argv[1][0] == '+' ? 0 : saved_argv[1][0] - 'a');
+	fd_slot = FD0 + argv[1][0] - '0';
 	touch_own();
 	open_proc();
 	catch_faults(11);
 	catch_faults(7);
 	ignore_children();
 	call(SYS_pipe2, fd_pipe, O_CLOEXEC, 0);
-	unmap_vdso();
+	clear_room();
 	answer(call(SYS_getpid, 0, 0, 0));
 	put_char('\n');
 	flush();

@@ -11,7 +11,7 @@ import select
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,13 @@ FILE_FD0 = 40  # its descriptor of the first file that is handed to it
 SLOTS = 12
 ANSWER_SECONDS = 20.0
 
-READ, WRITE, KERNEL_READ, KERNEL_WRITE = range(4)  # how a page is touched
+# How a page is touched; FORCED passes over what mprotect forbids (/proc/PID/mem).
+READ, WRITE, KERNEL_READ, KERNEL_WRITE, FORCED_READ, FORCED_WRITE = range(6)
+
+# The kinds of mappings in the answer to `y`.
+KIND_ANON, KIND_FILE, KIND_STACK, KIND_VVAR, KIND_VCLOCK, KIND_VDSO, KIND_OTHER = range(7)
+FILE_DISK, FILE_MEMFD, FILE_ZERO = range(3)  # what `o` opens
+BATCH = 1024  # commands that `n` takes at once, where the agent lives apart
 
 
 class AgentError(Exception):
@@ -55,14 +61,27 @@ IS_FILE, IS_PRESENT, IS_SWAPPED, IS_PFNZERO, IS_HUGE, IS_GUARD = 4, 8, 16, 32, 6
 
 
 @dataclass(slots=True)
+class Outcome:
+    """A command of a batch that failed, or gave another address than it asked for. failed: as in Answer."""
+
+    errno: int
+    result: int
+    failed: list[tuple[int, int, int]]
+
+
+@dataclass(slots=True)
 class Answer:
-    """One answer. failed: (first page, pages, signal) of a touch; runs: entries, where they were asked for."""
+    """One answer. failed: (first page, pages, signal) of a touch; runs: entries or mappings, where asked for.
+
+    outcomes: of a batch, by the index of the command; its result is the time that the batch took, in ns.
+    """
 
     errno: int
     result: int
     counters: Counters
     failed: list[tuple[int, int, int]]
     runs: list[Run]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
 def parse_answer(line: bytes) -> Answer:
@@ -70,14 +89,17 @@ def parse_answer(line: bytes) -> Answer:
     words = line.split()
     head = [int(word) for word in words[:13]]
     failed: list[tuple[int, int, int]] = []
-    runs: list[Run] = []
+    answer = Answer(head[0], head[1], Counters(*head[2:]), failed, [])
     for at in range(13, len(words), 4):
         triple = (int(words[at + 1], 16), int(words[at + 2], 16), int(words[at + 3], 16))
         if words[at] == b"F":
             failed.append(triple)
+        elif words[at] == b"E":
+            outcome = answer.outcomes[triple[0]] = Outcome(triple[1], triple[2], [])
+            failed = outcome.failed  # those of a touch follow
         else:
-            runs.append(Run(*triple))
-    return Answer(head[0], head[1], Counters(*head[2:]), failed, runs)
+            answer.runs.append(Run(*triple))
+    return answer
 
 
 class Process:
@@ -131,17 +153,26 @@ class AgentGroup:
     """An agent and what it forks: use as a context manager, which ends all of them.
 
     files: descriptors that the agent gets as FILE_FD0, FILE_FD0 + 1, ...  thp: leave huge pages as the machine has
-    them.  cpu: run on that CPU alone, so that the kernel's per-CPU batches are always the same ones.
+    them.  cpu: run on that CPU alone, so that the kernel's per-CPU batches are always the same ones.  slots: how many
+    processes there may be at a time; with files, no more than SLOTS.
     """
 
-    def __init__(self, path: Path, files: Sequence[int] = (), *, thp: bool = False, cpu: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[int] = (),
+        *,
+        thp: bool = False,
+        cpu: int | None = None,
+        slots: int = SLOTS,
+    ) -> None:
         self.path = path
-        self._pairs = [socket.socketpair() for _ in range(SLOTS)]
+        self._pairs = [socket.socketpair() for _ in range(slots)]
         for ours, _ in self._pairs:
             ours.settimeout(ANSWER_SECONDS)
-        self.free_slots = list(range(1, SLOTS))
+        self.free_slots = list(range(1, slots))
         actions: list[tuple[int, int, int]] = []
-        targets = [FD0 + slot for slot in range(SLOTS)] + [FILE_FD0 + i for i in range(len(files))]
+        targets = [FD0 + slot for slot in range(slots)] + [FILE_FD0 + i for i in range(len(files))]
         sources = [theirs.fileno() for _, theirs in self._pairs] + list(files)
         # Lift every source above the targets first, so that no dup2 overwrites a source that is still needed.
         lifted = [100 + i for i in range(len(sources))]

@@ -9,17 +9,21 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from pterefd.errors import Missing
+
 SOURCE = Path(__file__).with_name("agent.c")
 
 # The text lies 48 pages below a 1 GiB border, so that the heap, which follows the bss, soon crosses a
 # span's border and a PMD page's border, and shares its first span with the agent's own pages.
 TEXT_START = 0x4000_0000 - 48 * 4096
 
+# Code that addresses its data relative to itself can be linked at any address, above 2 GiB too.
 FLAGS = (
-    "-O1 -static -nostdlib -ffreestanding -fno-stack-protector -fno-pic -no-pie -fno-asynchronous-unwind-tables "
-    "-Wall -Wextra -Werror -Wl,-z,noseparate-code -Wl,--build-id=none "
-    f"-Wl,-Ttext-segment={TEXT_START:#x}"
-).split()
+    "-O1 -static -nostdlib -ffreestanding -fno-stack-protector -fpie -no-pie -fno-asynchronous-unwind-tables "
+    "-Wall -Wextra -Werror -Wl,-z,noseparate-code -Wl,--build-id=none"
+)
+
+PGD_SLOT = 1 << 39  # bytes that one entry of the top table covers
 
 
 def cache_dir() -> Path:
@@ -30,15 +34,31 @@ def cache_dir() -> Path:
     return base
 
 
-def build_agent(compiler: str = "gcc") -> Path:
-    """Return the path of the built agent, compiling it where this source has not been compiled yet."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *FLAGS]).encode()).hexdigest()[:16]
+def flags_for(pgd_slot: int | None) -> list[str]:
+    """The compiler's flags for an agent that keeps to that PGD slot; None: with its text at TEXT_START."""
+    if pgd_slot is None:
+        return [*FLAGS.split(), f"-Wl,-Ttext-segment={TEXT_START:#x}"]
+    start = pgd_slot * PGD_SLOT
+    # What waits for its place lies in another GiB than the agent: so its move makes no table (mm/mremap.c get_old_pud).
+    return [*FLAGS.split(), f"-Wl,-Ttext-segment={start:#x}", f"-DAPART={start + PGD_SLOT // 2:#x}UL"]
+
+
+def build_agent(compiler: str = "gcc", pgd_slot: int | None = None) -> Path:
+    """Return the path of the built agent, compiling it where this source has not been compiled yet.
+
+    pgd_slot: the agent keeps to these 512 GiB (agent.c, APART).  Missing: there is no compiler.
+    """
+    flags = flags_for(pgd_slot)
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *flags]).encode()).hexdigest()[:16]
     target = cache_dir() / f"agent-{digest}"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch) / "agent"
-        subprocess.run([compiler, *FLAGS, "-o", str(built), str(SOURCE)], check=True)
+        try:
+            subprocess.run([compiler, *flags, "-o", str(built), str(SOURCE)], check=True)
+        except FileNotFoundError:
+            raise Missing(f"{compiler} is not there to build the agent: install the package gcc") from None
         # Copied page by page: so its page cache is made of folios of one page, and mapping a page maps no others.
         copy = Path(scratch) / "copy"
         data = built.read_bytes()

@@ -239,7 +239,8 @@ class Execution:
             row: Row = {"op": "mmap", "pid": pid, "addr": start, "len": end - start, "prot": words[1][:3]}
             if path.startswith("/"):
                 self.text = (start, end)
-                row |= {"flags": "private", "path": "/agent", "offset": int(words[2], 16), "file_size": 0x2000}
+                row |= {"flags": "private", "path": "/agent", "offset": int(words[2], 16)}
+                row["file_size"] = self.machine.agent.stat().st_size
             elif path == "[stack]":
                 row["flags"] = "private,anonymous,growsdown,stack"
             else:
