@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 PROGRAMS ?= 300
 SEED ?=
+THP ?=
 PYTEST_ARGS ?=
 
 SHELL := /bin/sh
@@ -88,8 +89,8 @@ format: $(VENV)/.stamp-dev ## lay the code out with ruff
 bench: setup setup-test ## speed of replay, import and start, as a table
 	@$(BIN)/python -m bench
 
-oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=n
-	@$(BIN)/python -m tests.kernel.oracle --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) --jobs 2
+oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=n THP=1
+	@$(BIN)/python -m tests.kernel.oracle --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) $(if $(THP),--thp) --jobs 2
 
 # -- made files ---------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from .execute import Execution
 from .program import GIB, PAGE, PGD, SPAN, FileSpec, Op, Program
 
 K4, M1, M2, M4 = PAGE, SPAN // 2, SPAN, 2 * SPAN
@@ -22,12 +23,15 @@ class Case:
     """A program and, for some of its operations, what changes by it: name of a counter -> change.
 
     child_tables (of a fork): the child's tables less the parent's.  errno: the call's, by number.
+    thp: the setting of huge pages (hugepages.py).  swap: needs somewhere to swap to.
     """
 
     name: str
     ops: list[Op] = field(default_factory=list)
     wanted: dict[int, dict[str, int]] = field(default_factory=dict)
     files: list[FileSpec] = field(default_factory=list)
+    thp: str = "never"
+    swap: bool = False
 
     def add(self, op: str, addr: int, length: int, pid: int, more: Op, want: dict[str, int]) -> Case:
         """Add one operation at BASE + addr (none with length 0) and what it must change."""
@@ -76,6 +80,9 @@ class Case:
     def fork(self, child: int = 2, pid: int = 1, **want: int) -> Case:
         return self.add("fork", 0, 0, pid, {"child": child}, want)
 
+    def exit(self, pid: int) -> Case:
+        return self.add("exit", 0, 0, pid, {}, {})
+
     def program(self) -> Program:
         return Program("case " + self.name, 0, self.ops, self.files)
 
@@ -92,6 +99,19 @@ def all_cases(heap_start: int) -> Iterable[Case]:
     for build in CASES:
         yield build()
     yield from heap_cases(heap_start)
+
+
+def numbers_of(execution: Execution, case: Case) -> list[str]:
+    """Where the kernel's numbers are not those of the case."""
+    wrong = []
+    for index, wanted in case.wanted.items():
+        seen = execution.changes_by(index)
+        wrong += [
+            f"operation {index} {case.ops[index]}: {name} changes by {seen[name]}, not by {number}"
+            for name, number in wanted.items()
+            if seen[name] != number
+        ]
+    return wrong
 
 
 # ---- faults -----------------------------------------------------------------------------------------

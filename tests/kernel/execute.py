@@ -20,6 +20,7 @@ from pterefd.reenact.agent import (
     FILE_FD0,
     IS_FILE,
     IS_GUARD,
+    IS_HUGE,
     IS_PFNZERO,
     IS_PRESENT,
     IS_SWAPPED,
@@ -50,8 +51,9 @@ SHORT = {  # name in a directed case -> counter, its unit
     "swap": ("swap_entries", 1),
     "guard": ("guard_entries", 1),
     "vmas": ("vmas", 1),
+    "huge": ("huge_entries", 1),
 }
-SHARED_ADVICE = ("remove", "pageout")  # may change the entries of other processes
+SHARED_ADVICE = ("remove", "free", "cold", "pageout", "collapse")  # may change the entries of other processes
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 
 
@@ -60,6 +62,7 @@ class Machine:
     """What every run has in common: the agent, the kernel's name, how much it is told.
 
     states: at the end, a `state` row for every run of entries, which says where the entries are, not only how many.
+    thp: the setting of huge pages in force (hugepages.py); with `never` the programs have none, whatever is in force.
     """
 
     agent: Path
@@ -69,6 +72,7 @@ class Machine:
     states: bool = False
     every_process: bool = False
     cpu: int | None = None
+    thp: str = "never"
 
     @property
     def heap_start(self) -> int:
@@ -93,7 +97,7 @@ class Machine:
             "page_size": PAGE,
             "kernel_release": self.release,
             "kernel_config": self.config,
-            "thp": "never",
+            "thp": self.thp,
             "fault_around_bytes": self.fault_around_bytes,
             "command": ["oracle", program.family, str(program.seed), str(len(program.ops))],
         }
@@ -196,9 +200,12 @@ class Execution:
 
     def run(self) -> list[Row]:
         """Run it all and return the rows. AgentError: the agent did not survive."""
+        thp = self.machine.thp != "never"
         with ExitStack() as stack:
             self.files = stack.enter_context(TestFiles(self.program.files))
-            self.group = stack.enter_context(AgentGroup(self.machine.agent, self.files.fds, cpu=self.machine.cpu))
+            self.group = stack.enter_context(
+                AgentGroup(self.machine.agent, self.files.fds, thp=thp, cpu=self.machine.cpu)
+            )
             self.rows += self.files.rows()
             self.processes[1] = self.group.first
             self.first = self.group.first_answer.counters
@@ -267,7 +274,8 @@ class Execution:
             for start, end in pairwise(cuts):
                 shmem = any(a <= start < b for a, b in shared)
                 row: Row = {"op": "state", "pid": pid, "addr": start, "len": end - start}
-                yield row | {"entry": entry_name(run.categories, shmem)}
+                row["entry"] = entry_name(run.categories, shmem)
+                yield row | {"huge": True} if run.categories & IS_HUGE else row
 
     def _end(self) -> None:
         for pid, process in self.processes.items():
@@ -374,6 +382,8 @@ class Execution:
             row["errno"] = errno.errorcode[answer.errno]
         self.rows.append(row)
         for start, end, _, new in changes(before, process.ask("s").runs, op["addr"], op["addr"] + op["len"]):
+            if new & IS_PRESENT:
+                continue  # its huge page was split, no more
             gone: Row = {"op": "swap_out", "pid": op["pid"], "addr": start, "len": end - start}
             if not new & IS_SWAPPED:
                 gone["dropped"] = True

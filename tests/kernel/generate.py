@@ -22,12 +22,21 @@ NEAR_BORDER = (-1024, -768, -513, -512, -511, -256, -2, -1, 0, 1, 2, 256, 511, 5
 G = GIB // PAGE
 WIDE = (0, 1, 512, G - 512, G - 1, G, G + 1, G + 256, G + 512, 2 * G - 512, 2 * G, 2 * G + 512)
 SHIFTS = (G * 8, G * 8, G * 3, G * 512, 512 * 8, 4096 + 256, G * 8 + 1, G * 512 + 1, G * 8 + 512, 5003)
+HUGE = (0, 512, 1024, 1536, 2048)  # borders of spans, of which most stand on a board of this kind
+BESIDE = (1, 5, 16, 255, 256, 257, 511, 513, 768, 1023, 1025, 1040, 1280, 1535, 1792, 2047)
+HUGE_BORDER = (-1024, -512, 0, 512, 1024)
+BESIDE_BORDER = (-768, -513, -511, -256, -16, -1, 1, 3, 256, 511, 513, 640)
+BLOCKS = (0, 5, 8, 16, 32, 48, 64, 96, 105, 128, 256, 272, 500, 512, 520, 528, 576, 1024)
+HUGE_SHIFTS = (G * 8, G * 8, G * 3, G * 512, 512 * 8, 512 * 8, G * 8 + 512, 4096 + 256, G * 8 + 1, 4096 + 16)
 DOWN = (0, 16, 240, 256, 300, 512, 560, 700, 768, 1024, 1060, 1300, 1536, 1600)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What programs of one kind are made of: weights of operations, of advice, of kinds of mappings, of boards."""
+    """What programs of one kind are made of: weights of operations, of advice, of kinds of mappings, of boards.
+
+    hugepage: the chance that a new mapping is given MADV_HUGEPAGE at once.  swap: needs somewhere to swap to.
+    """
 
     ops: dict[str, int]
     advice: dict[str, int]
@@ -36,6 +45,8 @@ class Family:
     boundaries: tuple[int, int] = (6, 10)
     processes: int = 4
     extra_flags: dict[str, float] = field(default_factory=dict)
+    hugepage: float = 0.0
+    swap: bool = False
 
 
 ANON_OPS = {
@@ -109,6 +120,7 @@ FAMILIES: dict[str, Family] = {
         {"anon": 8, "shared": 1},
         {"span": 5, "gib": 3, "pgd": 1},
         extra_flags=ANON_FLAGS,
+        swap=True,
     ),
     "guard": Family(
         {**ANON_OPS, "madvise": 34},
@@ -170,7 +182,93 @@ FAMILIES: dict[str, Family] = {
         {"span": 4, "gib": 3, "pgd": 2, "heap": 2},
         processes=4,
         extra_flags={**ANON_FLAGS, "locked": 0.03},
+        swap=True,
     ),
+}
+
+HUGE_OPS = {
+    "mmap": 6,
+    "munmap": 4,
+    "move": 8,
+    "resize": 3,
+    "mprotect": 6,
+    "write": 32,
+    "read": 12,
+    "madvise": 36,
+    "mlock": 3,
+    "munlock": 3,
+    "fork": 4,
+    "exit": 2,
+    "exec": 0,
+}
+HUGE_ADVICE = {
+    "hugepage": 12,
+    "nohugepage": 4,
+    "collapse": 12,
+    "dontneed": 34,
+    "dontneed_locked": 3,
+    "populate_read": 4,
+    "populate_write": 4,
+    "guard_install": 3,
+    "guard_remove": 3,
+    "dontfork": 2,
+    "dofork": 2,
+    "wipeonfork": 2,
+    "keeponfork": 2,
+}
+HUGE_BOARDS = {"huge": 5, "huge_gib": 3, "huge_pgd": 1}
+HUGE_KINDS = {"anon": 12, "growsdown": 1}
+SPLITS = {**HUGE_ADVICE, "free": 24, "cold": 10, "pageout": 8, "dontneed": 24}
+
+# Programs with huge pages.
+HUGE_FAMILIES: dict[str, Family] = {
+    "thp": Family(HUGE_OPS, HUGE_ADVICE, HUGE_KINDS, HUGE_BOARDS, extra_flags=ANON_FLAGS, hugepage=0.8),
+    "thp_fork": Family(
+        {**HUGE_OPS, "fork": 12, "exit": 6, "write": 40},
+        {**HUGE_ADVICE, "free": 8, "cold": 4, "dontneed": 24},
+        HUGE_KINDS,
+        HUGE_BOARDS,
+        boundaries=(4, 7),
+        processes=5,
+        extra_flags=ANON_FLAGS,
+        hugepage=0.85,
+    ),
+    "thp_split": Family(
+        {**HUGE_OPS, "madvise": 44, "fork": 2},
+        SPLITS,
+        HUGE_KINDS,
+        HUGE_BOARDS,
+        extra_flags=ANON_FLAGS,
+        hugepage=0.85,
+    ),
+    "thp_swap": Family(
+        {**HUGE_OPS, "madvise": 40, "write": 40, "fork": 2},
+        {**{name: weight for name, weight in HUGE_ADVICE.items() if name != "collapse"}, "pageout": 40, "cold": 4},
+        HUGE_KINDS,
+        HUGE_BOARDS,
+        extra_flags=ANON_FLAGS,
+        hugepage=0.85,
+        swap=True,
+    ),
+    "mthp": Family(
+        {**HUGE_OPS, "write": 44},
+        {**HUGE_ADVICE, "free": 10, "cold": 4, "guard_install": 6, "collapse": 4},
+        HUGE_KINDS,
+        {"blocks": 5, "huge": 2, "huge_gib": 1},
+        extra_flags=ANON_FLAGS,
+        hugepage=0.85,
+    ),
+}
+
+# Setting of huge pages (hugepages.py) -> the families that run with it.
+HUGE_RUNS: dict[str, tuple[str, ...]] = {
+    "madvise": ("thp", "thp_fork", "thp_split", "thp_swap", "vma", "broad", "thp", "thp_fork", "thp_split"),
+    "madvise,no-zero-page": ("thp", "thp_fork"),
+    "madvise,64kB=madvise": ("mthp",),
+    "madvise,16kB=madvise,32kB=madvise,64kB=madvise": ("mthp", "thp_split", "thp_fork"),
+    "madvise,64kB=always,2048kB=never": ("mthp",),
+    "always": ("thp", "thp_fork", "anon", "vma", "lock", "guard", "brk", "growsdown", "mixed", "broad"),
+    "always,16kB=madvise,64kB=always": ("mthp", "brk", "growsdown", "lock"),
 }
 
 
@@ -218,7 +316,7 @@ class Generator:
         self.name = family
         self.seed = seed
         self.length = length
-        self.family = FAMILIES[family]
+        self.family = (FAMILIES | HUGE_FAMILIES)[family]
         self.heap_start = heap_start
         self.shadows: dict[int, Shadow] = {1: Shadow()}
         self.breaks: dict[int, int] = {1: heap_start}
@@ -228,6 +326,7 @@ class Generator:
         self.boards = self._make_boards()
         self.marks = sorted({mark for board in self.boards for mark in board})
         self.ops: list[Op] = []
+        self.used: list[int] = []  # spans of the last touches and moves
         self.makers: dict[str, Callable[[int], Op | None]] = {
             "mmap": self._mmap,
             "munmap": self._munmap,
@@ -263,12 +362,21 @@ class Generator:
             base, pages = HOME + PGD, NEAR_BORDER
         elif style == "wide":
             base, pages = HOME + GIB * rng.randint(4, 6), WIDE
+        elif style == "huge":
+            base, pages = HOME + GIB * rng.randint(1, 3) + SPAN * rng.randint(1, 5), BESIDE
+        elif style in ("huge_gib", "huge_pgd"):
+            base, pages = HOME + (PGD if style == "huge_pgd" else GIB * rng.randint(2, 4)), BESIDE_BORDER
+        elif style == "blocks":
+            base, pages = HOME + GIB * rng.randint(1, 3) + SPAN * rng.randint(1, 5), BLOCKS
         elif style == "down":
             base, pages = HOME + GIB * rng.randint(1, 3) - SPAN * rng.choice((0, 1, 2)), DOWN
         else:
             border = -(-self.heap_start // GIB) * GIB
             base, pages = border, (-25, -24, -16, -8, -1, 0, 1, 8, 200, 256, 511, 512, 513, 768, 1024, 1300)
         chosen = rng.sample(pages, min(count, len(pages)))
+        if style.startswith("huge"):
+            borders = HUGE if style == "huge" else HUGE_BORDER
+            chosen = chosen[: count // 3] + [page for page in borders if rng.random() < 0.85]
         if 0 not in chosen:
             chosen[0] = 0
         return base // PAGE, sorted(chosen)
@@ -280,7 +388,7 @@ class Generator:
         base, pages = self._board(style)
         boards = [[(base + p) * PAGE for p in pages]]
         if rng.random() < 0.75 or style == "heap":
-            shift = rng.choice(SHIFTS)
+            shift = rng.choice(HUGE_SHIFTS if style.startswith(("huge", "blocks")) else SHIFTS)
             if style == "heap":
                 base, shift = HOME // PAGE, rng.choice((0, 1, G))
             boards.append([(base + shift + p) * PAGE for p in pages])
@@ -310,8 +418,45 @@ class Generator:
         return self.boards[self.rng.random() < (0.8 if self.style == "heap" else 0.5)]
 
     def _any_range(self) -> tuple[int, int]:
-        start, end = sorted(self.rng.sample(self._boundaries(), 2))
+        marks = self._boundaries()
+        borders = [mark for mark in marks if mark % SPAN == 0]
+        if self.family.hugepage and len(borders) > 1 and self.rng.random() < 0.6:
+            marks = borders
+        start, end = sorted(self.rng.sample(marks, 2))
         return start, end
+
+    def _used_span(self, areas: list[tuple[int, int, str]]) -> tuple[int, int] | None:
+        """Mostly a part of a span that was touched, or moved to, not long ago."""
+        if not self.used or self.rng.random() < 0.25:
+            return None
+        low = self.rng.choice(self.used)
+        if not any(start < low + SPAN and low < end for start, end, _ in areas):
+            return None
+        return self._in_span(low, low + SPAN * self.rng.choice((1, 1, 1, 2)))
+
+    def _in_span(self, start: int, end: int) -> tuple[int, int]:
+        """One span of [start, end), or a part of one, or of two; the range as it is where it has no whole span."""
+        rng = self.rng
+        first, last = -(-start // SPAN), end // SPAN
+        if first >= last:
+            return start, end
+        low = rng.randrange(first, last) * SPAN
+        draw = rng.random()
+        if draw < 0.3:
+            return low, low + SPAN
+        if draw < 0.4:
+            return low, last * SPAN
+        if draw < 0.6:
+            page = low + PAGE * rng.choice((0, 1, 7, 100, 255, 256, 300, 511))
+            return page, page + PAGE
+        if draw < 0.7:
+            return (low, low + SPAN // 2) if rng.random() < 0.5 else (low + SPAN // 2, low + SPAN)
+        if draw < 0.8:
+            return (low + PAGE, low + SPAN) if rng.random() < 0.5 else (low, low + SPAN - PAGE)
+        if draw < 0.9 and low + 2 * SPAN <= end:
+            return low + SPAN // 2, low + SPAN // 2 * 3
+        page = low + PAGE * rng.randrange(0, 480)
+        return page, page + PAGE * rng.randint(1, 31)
 
     def _mapped_range(self, pid: int, inside: bool = False) -> tuple[int, int]:
         """Mostly a part of one mapped area, with ends on boundaries."""
@@ -320,6 +465,8 @@ class Generator:
         if not areas or (not inside and rng.random() < 0.2):
             return self._any_range()
         start, end, _ = rng.choice(areas)
+        if self.family.hugepage and rng.random() < 0.6:
+            return self._used_span(areas) or self._in_span(start, end)
         marks = [mark for mark in self.marks if start < mark < end]
         cut = rng.random()
         if cut < 0.3 and marks:
@@ -344,7 +491,8 @@ class Generator:
     # -- operations ------------------------------------------------------------------------------
 
     def _prot(self) -> str:
-        return pick(self.rng, {"rw-": 70, "r--": 13, "---": 8, "rwx": 4, "r-x": 3, "-w-": 2})
+        often = 140 if self.family.hugepage else 70
+        return pick(self.rng, {"rw-": often, "r--": 13, "---": 8, "rwx": 4, "r-x": 3, "-w-": 2})
 
     def _mmap(self, pid: int) -> Op:
         rng = self.rng
@@ -482,6 +630,9 @@ class Generator:
             start, end = max(start, area[0]), min(end, area[1])
             if start >= end:
                 start, end = area[0], area[1]
+        if advice == "collapse" and self.used and self.rng.random() < 0.6:  # a span that has a PTE page
+            start = self.rng.choice(self.used)
+            end = start + SPAN * self.rng.choice((1, 1, 2))
         if advice.startswith(("populate", "guard")):
             start, end = self._limited(start, end, POPULATE_PAGES)
         return {"op": "madvise", "pid": pid, "addr": start, "len": end - start, "advice": advice}
@@ -551,6 +702,29 @@ class Generator:
         op = self.makers[name](pid)
         if op is not None and op.get("len", PAGE) > 0 and not self._hurts_agent(op):
             self.ops.append(op)
+            if op["op"] in ("fault", "mremap"):
+                self.used = [*self.used[-7:], op.get("new_addr", op["addr"]) // SPAN * SPAN]
+            if op["op"] == "mmap" and self.family.hugepage and self.rng.random() < self.family.hugepage:
+                start, end = self._huge_part(op["addr"], op["addr"] + op["len"])
+                self.ops.append({"op": "madvise", "pid": pid, "addr": start, "len": end - start, "advice": "hugepage"})
+
+    def _huge_part(self, start: int, end: int) -> tuple[int, int]:
+        """What of a new mapping gets huge pages: mostly all."""
+        marks = [mark for mark in self.marks if start < mark < end]
+        if marks and self.rng.random() < 0.2:
+            mark = self.rng.choice(marks)
+            return self.rng.choice(((start, mark), (mark, end)))
+        return start, end
+
+    def _open_boards(self) -> None:
+        """A mapping over each board, so that spans are whole from the start."""
+        for board in self.boards:
+            start, length = board[0], board[-1] - board[0]
+            self.shadows[1].map(start, start + length, "anon")
+            self.ops += [
+                {"op": "mmap", "pid": 1, "addr": start, "len": length, "prot": "rw-", "flags": "private,anonymous"},
+                {"op": "madvise", "pid": 1, "addr": start, "len": length, "advice": "hugepage"},
+            ]
 
     def _hurts_agent(self, op: Op) -> bool:
         """It concerns the agent's own text and bss, which lie in the MiB below the heap."""
@@ -560,6 +734,8 @@ class Generator:
 
     def make(self) -> Program:
         """The program: `length` operations, then often one munmap over everything that a process has."""
+        if self.family.hugepage:
+            self._open_boards()
         while len(self.ops) < self.length:
             self._step()
         for pid in list(self.shadows):

@@ -1,6 +1,6 @@
 """The oracle: random programs on the running kernel, their traces checked with the model.
 
-    python -m tests.kernel.oracle --programs 300 --seed 1 [--family anon] [--length 100] [--keep DIR]
+    python -m tests.kernel.oracle --programs 300 --seed 1 [--family anon] [--thp [SETTING]] [--length 100] [--keep DIR]
 
 ends with `N programs, D differ` and exits 1 where D is not 0. A program that differs is made as short as can be; its
 trace goes to --keep, and it is printed with the first checkpoint that differs.
@@ -15,10 +15,11 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from pterefd.reenact.agent import AgentError
 from pterefd.session.check import CheckOptions, check_trace
 
 from .execute import Execution, Machine, Row
-from .generate import FAMILIES, generate
+from .generate import FAMILIES, HUGE_FAMILIES, HUGE_RUNS, generate
+from .hugepages import huge_pages
 from .program import Program, describe
 from .shrink import shrink
 from .swapfile import swap_file
@@ -35,7 +37,8 @@ from .swapfile import swap_file
 LIMITS = Limits(
     mms=64, mappings=1 << 14, pmd_pages=1 << 10, pte_pages=1 << 16, own_entries=1 << 14, files=1 << 10, blocks=1 << 18
 )
-SWAPPING = frozenset({"swap", "mixed"})  # families that need somewhere to swap to
+ALL_FAMILIES = FAMILIES | HUGE_FAMILIES
+Work = list[tuple[str, int]]  # (family, seed) of each program
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +112,24 @@ def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bo
     return Outcome(family, seed, verdict.checkpoints, readable(rows, verdict.differences), encode(rows))
 
 
-def plan(programs: int, seed: int, families: list[str]) -> list[tuple[str, int]]:
-    """(family, seed) of each program: the families in turn."""
+def plan(programs: int, seed: int, families: Sequence[str]) -> Work:
+    """The families in turn."""
     return [(families[i % len(families)], seed * 1_000_000 + i) for i in range(programs)]
 
 
-def run_share(args: tuple[Machine, list[tuple[str, int]], int, bool]) -> list[Outcome]:
+def plan_huge(programs: int, seed: int, runs: Mapping[str, Sequence[str]]) -> dict[tuple[str, bool], Work]:
+    """By setting of huge pages and need of swap: all settings' families in turn.
+
+    Without a need there is no swap, as paging out then does another thing: it only splits.
+    """
+    pairs = [(setting, family) for setting, families in runs.items() for family in families]
+    groups: dict[tuple[str, bool], Work] = {}
+    for (setting, _), (family, number) in zip(cycle(pairs), plan(programs, seed, [f for _, f in pairs]), strict=False):
+        groups.setdefault((setting, ALL_FAMILIES[family].swap), []).append((family, number))
+    return groups
+
+
+def run_share(args: tuple[Machine, Work, int, bool]) -> list[Outcome]:
     """One worker's programs."""
     machine, share, length, shrinking = args
     return [run_one(machine, family, seed, length, shrinking) for family, seed in share]
@@ -123,13 +138,13 @@ def run_share(args: tuple[Machine, list[tuple[str, int]], int, bool]) -> list[Ou
 @contextmanager
 def swap_for(families: Iterable[str], megabytes: int = 512) -> Iterator[None]:
     """A swap file where a family needs one."""
-    with swap_file(megabytes) if SWAPPING & set(families) else nullcontext():
+    with swap_file(megabytes) if any(ALL_FAMILIES[family].swap for family in families) else nullcontext():
         yield
 
 
 def run_many(
     machine: Machine,
-    work: list[tuple[str, int]],
+    work: Work,
     length: int = 100,
     *,
     jobs: int = 1,
@@ -149,6 +164,20 @@ def run_many(
             yield from outcomes
 
 
+def run_groups(
+    machine: Machine,
+    groups: Mapping[tuple[str, bool], Work],
+    length: int = 100,
+    *,
+    jobs: int = 1,
+    shrinking: bool = True,
+) -> Iterator[Outcome]:
+    """What plan_huge planned, each setting for as long as its programs run."""
+    for (setting, _), work in groups.items():
+        with huge_pages(setting), swap_for(family for family, _ in work):
+            yield from run_many(replace(machine, thp=setting), work, length, jobs=jobs, shrinking=shrinking)
+
+
 def keep(outcome: Outcome, directory: Path | None) -> None:
     """Print a difference, and store its trace."""
     print(f"{outcome.family} {outcome.seed} differs:\n{outcome.report}", flush=True)
@@ -161,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.oracle", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--programs", type=int, default=300)
     parser.add_argument("--seed", type=int, help="default: a fresh one, printed")
-    parser.add_argument("--family", choices=[*FAMILIES, "all"], default="all")
+    parser.add_argument("--family", choices=[*ALL_FAMILIES, "all"], default="all")
+    parser.add_argument("--thp", nargs="?", const="all", help="with huge pages: all settings in turn, or SETTING")
     parser.add_argument("--length", type=int, default=100, help="operations a program")
     parser.add_argument("--keep", type=Path, help="directory for the traces of programs that differ")
     parser.add_argument("--jobs", type=int, default=1)
@@ -169,13 +199,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-shrink", action="store_true")
     args = parser.parse_args(argv)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1_000_000)
-    families = list(FAMILIES) if args.family == "all" else [args.family]
     machine = Machine.this(states=args.states, cpu=max(os.sched_getaffinity(0)))
     began, done, differing, checkpoints = time.monotonic(), 0, 0, 0
-    with swap_for(families):
-        for outcome in run_many(
-            machine, plan(args.programs, seed, families), args.length, jobs=args.jobs, shrinking=not args.no_shrink
-        ):
+    outcomes: Iterator[Outcome]
+    options: Any = {"jobs": args.jobs, "shrinking": not args.no_shrink}
+    with ExitStack() as stack:
+        if args.thp:
+            runs = {setting: families for setting, families in HUGE_RUNS.items() if args.thp in ("all", setting)}
+            if args.family != "all":
+                runs = dict.fromkeys(runs or [args.thp], (args.family,))
+            outcomes = run_groups(machine, plan_huge(args.programs, seed, runs), args.length, **options)
+        else:
+            families = list(FAMILIES) if args.family == "all" else [args.family]
+            stack.enter_context(swap_for(families))
+            outcomes = run_many(machine, plan(args.programs, seed, families), args.length, **options)
+        for outcome in outcomes:
             done += 1
             checkpoints += outcome.checkpoints
             if outcome.report:

@@ -1,0 +1,106 @@
+"""Transparent huge pages set as a run of the oracle wants them, for as long as a block runs.
+
+A setting is written as a trace's `thp` has it: the mode (`never`, `madvise`, `always`), then, after commas,
+`no-zero-page`, `2048kB=never`, and the smaller sizes that are on: `64kB=madvise`, `16kB=always`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+SYSFS = Path("/sys/kernel/mm/transparent_hugepage")
+PMD_KB = 2048
+QUIET = {"khugepaged/pages_to_scan": "1", "khugepaged/scan_sleep_millisecs": "3600000"}
+
+
+def _chosen(text: str) -> str:
+    """The word in brackets, or all of it."""
+    return text.partition("[")[2].partition("]")[0] or text.strip()
+
+
+def _read(name: str) -> str:
+    return _chosen((SYSFS / name).read_text())
+
+
+def sizes() -> list[int]:
+    """The sizes that this kernel has for anonymous memory, in kB."""
+    return sorted(int(path.parent.name[len("hugepages-") : -len("kB")]) for path in SYSFS.glob("hugepages-*kB/enabled"))
+
+
+def thp_setting() -> str:
+    """What the machine has now; `never` without huge pages."""
+    if not SYSFS.exists():
+        return "never"
+    words = [_read("enabled")]
+    if _read("use_zero_page") == "0":
+        words.append("no-zero-page")
+    for size in sizes():
+        mode = _read(f"hugepages-{size}kB/enabled")
+        if mode == "inherit":
+            mode = words[0]
+        if mode != (words[0] if size == PMD_KB else "never"):
+            words.append(f"{size}kB={mode}")
+    return ",".join(words)
+
+
+def wanted_files(setting: str) -> dict[str, str]:
+    """Name under SYSFS -> value of a setting. ValueError where it is not one of this kernel's."""
+    mode, *words = setting.split(",")
+    wanted = {"enabled": mode, "use_zero_page": "1"}
+    wanted |= {f"hugepages-{size}kB/enabled": "inherit" if size == PMD_KB else "never" for size in sizes()}
+    for word in words:
+        size, _, value = word.partition("=")
+        name = "use_zero_page" if word == "no-zero-page" else f"hugepages-{size}/enabled"
+        if name not in wanted:
+            raise ValueError(f"{setting!r}: no {word!r} here")
+        wanted[name] = value or "0"
+    return wanted
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time: the settings are the whole machine's."""
+    with Path(tempfile.gettempdir(), "pterefd-oracle-thp.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _written(values: dict[str, str]) -> Iterator[None]:
+    """These values, put back afterwards, last first."""
+    before: list[tuple[str, str]] = []
+    try:
+        for name, value in values.items():
+            old = _read(name)
+            if old != value:
+                before.append((name, old))
+                (SYSFS / name).write_text(value)
+        yield
+    finally:
+        for name, old in reversed(before):
+            (SYSFS / name).write_text(old)
+
+
+@contextmanager
+def _known_to_khugepaged() -> Iterator[None]:
+    """This process on khugepaged's list: it scans at once what comes onto an empty one (__khugepaged_enter)."""
+    with mmap.mmap(-1, 4 * PMD_KB << 10, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        yield
+
+
+@contextmanager
+def huge_pages(setting: str) -> Iterator[None]:
+    """Set them so, keep khugepaged quiet, and put all of it back. OSError where that is not allowed."""
+    with ExitStack() as stack:
+        stack.enter_context(_alone())
+        stack.enter_context(_written(QUIET | wanted_files(setting)))
+        if setting.partition(",")[0] != "never":
+            stack.enter_context(_known_to_khugepaged())
+        assert thp_setting() == setting, f"{setting} was asked for, {thp_setting()} is here"
+        yield

@@ -1,0 +1,68 @@
+"""Huge pages: their rules' numbers held against the running kernel, with the machine's settings as each case wants."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .cases import numbers_of
+from .execute import Machine
+from .generate import HUGE_FAMILIES, HUGE_RUNS
+from .huge_cases import executed, huge_cases
+from .hugepages import SYSFS, huge_pages, thp_setting
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    """The running kernel, at the end of each program with the place of every entry."""
+    return Machine.this(states=True, cpu=max(os.sched_getaffinity(0)))
+
+
+def sysfs() -> dict[Path, str]:
+    """Every setting of huge pages that can be written."""
+    files = [path for path in SYSFS.rglob("*") if path.is_file() and path.stat().st_mode & 0o200]
+    return {path: path.read_text() for path in files}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("setting", [*HUGE_RUNS, "never"])
+def test_settings_are_made_and_put_back(setting: str) -> None:
+    before = sysfs()
+    with huge_pages(setting):
+        inside = sysfs()
+        assert thp_setting() == setting
+        assert f"[{setting.partition(',')[0]}]" in inside[SYSFS / "enabled"]
+        assert inside[SYSFS / "use_zero_page"].strip() == str(int("no-zero-page" not in setting))
+        for word in setting.split(",")[1:]:
+            size, equals, mode = word.partition("=")
+            assert not equals or f"[{mode}]" in inside[SYSFS / f"hugepages-{size}" / "enabled"]
+        assert inside[SYSFS / "khugepaged/scan_sleep_millisecs"] == "3600000\n"
+    assert sysfs() == before
+
+
+@pytest.mark.kernel
+def test_settings_are_put_back_after_an_error() -> None:
+    before = sysfs()
+    with pytest.raises(ValueError, match="no '3kB=always' here"), huge_pages("always,3kB=always"):
+        pass
+    with pytest.raises(ZeroDivisionError), huge_pages("always"):
+        raise ZeroDivisionError
+    assert sysfs() == before
+
+
+@pytest.mark.kernel
+def test_cases(machine: Machine, subtests: pytest.Subtests) -> None:
+    """The numbers of the rules: literal, held against the kernel."""
+    number = 0
+    for case, execution in executed(machine, huge_cases(machine.heap_start)):
+        number += 1
+        with subtests.test(case.name):
+            assert numbers_of(execution, case) == []
+    assert number > 60
+
+
+def test_every_family_has_a_run() -> None:
+    """A family of programs with huge pages that no setting runs would prove nothing."""
+    assert set(HUGE_FAMILIES) <= {family for families in HUGE_RUNS.values() for family in families}
