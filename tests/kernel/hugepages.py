@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 SYSFS = Path("/sys/kernel/mm/transparent_hugepage")
@@ -94,6 +95,28 @@ def _known_to_khugepaged() -> Iterator[None]:
         yield
 
 
+def _settled() -> None:
+    """Wait until khugepaged sleeps: each of these settings wakes it for one scan, which could take a new program."""
+    deadline = time.monotonic() + 10
+    asleep = 0  # looks in a row: a thread that is about to sleep may still find that it is wanted
+    while asleep < 3:
+        asleep = 0 if any(state in "RD" for state in _states_of("khugepaged")) else asleep + 1
+        if time.monotonic() > deadline:
+            raise TimeoutError("khugepaged does not come to rest")
+        time.sleep(0.002)
+
+
+def _states_of(name: str) -> list[str]:
+    """The letters of /proc/PID/stat of every process of this name."""
+    states = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            comm, _, rest = path.read_text().partition(" (")[2].rpartition(") ")
+            if comm == name:
+                states.append(rest[0])
+    return states
+
+
 @contextmanager
 def huge_pages(setting: str) -> Iterator[None]:
     """Set them so, keep khugepaged quiet, and put all of it back. OSError where that is not allowed."""
@@ -102,5 +125,6 @@ def huge_pages(setting: str) -> Iterator[None]:
         stack.enter_context(_written(QUIET | wanted_files(setting)))
         if setting.partition(",")[0] != "never":
             stack.enter_context(_known_to_khugepaged())
+        _settled()
         assert thp_setting() == setting, f"{setting} was asked for, {thp_setting()} is here"
         yield
