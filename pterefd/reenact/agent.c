@@ -50,21 +50,9 @@
  *                                   are 0 where WANT is
  */
 
-typedef unsigned char u8;
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "calls.h"
 
-enum {
-	SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_close = 3, SYS_mmap = 9, SYS_mprotect = 10,
-	SYS_munmap = 11, SYS_brk = 12, SYS_rt_sigaction = 13, SYS_ioctl = 16, SYS_pread64 = 17,
-	SYS_pipe2 = 293, SYS_mremap = 25, SYS_madvise = 28, SYS_getpid = 39, SYS_fork = 57,
-	SYS_execve = 59, SYS_exit = 60, SYS_munlock = 150, SYS_prctl = 157, SYS_personality = 135, SYS_setrlimit = 160,
-	SYS_mlock2 = 325, SYS_memfd_create = 319, SYS_pwrite64 = 18, SYS_ftruncate = 77, SYS_unlink = 87,
-	SYS_clock_gettime = 228, SYS_dup2 = 33,
-};
-
-enum { FD0 = 10, PAGE = 4096, STACK_PAGES = 24, REGIONS = 512, FAILED = 512, O_CLOEXEC = 02000000 };
-enum { O_RDWR = 2, O_CREAT = 0100, O_EXCL = 0200, PATH = 4096 };
+enum { STACK_PAGES = 24, REGIONS = 512, FAILED = 512, PATH = 4096 };
 #ifdef APART
 enum { BATCH = 1024 };
 #else
@@ -84,7 +72,17 @@ enum { KIND_ANON, KIND_FILE, KIND_STACK, KIND_VVAR, KIND_VCLOCK, KIND_VDSO, KIND
 #define CLOCK_MONOTONIC 1
 #define PAGEMAP_SCAN 0xc0606610UL
 
-enum { IS_FILE = 4, IS_PRESENT = 8, IS_SWAPPED = 16, IS_PFNZERO = 32, IS_HUGE = 64, IS_GUARD = 256 };
+enum {
+	IS_FILE = 4, IS_PRESENT = 8, IS_SWAPPED = 16, IS_PFNZERO = 32, IS_HUGE = 64, IS_GUARD = 256,
+	ALL_CATEGORIES = IS_FILE | IS_PRESENT | IS_SWAPPED | IS_PFNZERO | IS_HUGE | IS_GUARD,
+};
+
+/* An entry of /proc/PID/pagemap. */
+#define PM_FRAME ((1UL << 55) - 1)
+#define PM_GUARD (1UL << 58)
+#define PM_FILE (1UL << 61)
+#define PM_SWAP (1UL << 62)
+#define PM_PRESENT (1UL << 63)
 
 struct scan {
 	u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
@@ -100,6 +98,10 @@ static struct region regions[REGIONS], failed[FAILED];
 static int in_len, in_pos, out_len;
 static int fd_slot, fd_status, fd_maps, fd_pagemap, fd_mem, fd_pipe[2];
 static u64 counts[5];              /* zero, present, swap, guard, huge */
+static u64 scan_categories;        /* what PAGEMAP_SCAN knows here; 0: there is none */
+static u64 zero_frame;             /* of the shared zero page, where there is none */
+static u64 vm_swap;                /* VmSwap as last read, kB */
+static char untouched[2 * PAGE];   /* holds a page that has no entry, ever */
 static char path[PATH];            /* of the agent itself */
 static volatile int last_signal;
 
@@ -110,20 +112,6 @@ int touch_read(u64 addr);
 int touch_write(u64 addr);
 void restorer(void);
 #pragma GCC visibility pop
-
-static inline long call6(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
-{
-	long ret;
-	register u64 r10 __asm__("r10") = d;
-	register u64 r8 __asm__("r8") = e;
-	register u64 r9 __asm__("r9") = f;
-
-	__asm__ volatile("syscall" : "=a"(ret) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return ret;
-}
-
-#define call(n, a, b, c) call6(n, (u64)(a), (u64)(b), (u64)(c), 0, 0, 0)
 
 /* ---- touching: a fault that cannot be served goes on at touch_failed -------------------------- */
 
@@ -271,27 +259,39 @@ static void put_status(void)
 	put(status_value("RssAnon:", 8), 10);
 	put(status_value("RssFile:", 8), 10);
 	put(status_value("RssShmem:", 9), 10);
-	put(status_value("VmSwap:", 7), 10);
+	vm_swap = status_value("VmSwap:", 7);
+	put(vm_swap, 10);
 }
 
-/* Lines of maps but that of [vsyscall], which is no mapping of this address space: it alone begins with ten f. */
-static u64 mappings(void)
+/*
+ * Calls `each` (unless it is null) for every mapping of this address space, and returns their number. The line of
+ * [vsyscall] is none of them.
+ */
+static u64 for_mappings(void (*each)(u64 start, u64 end, int list), int list)
 {
-	u64 lines = 0, offset = 0;
-	int leading = 0;               /* f that the line begins with; -1 after another character */
+	u64 mappings = 0, offset = 0, ends[2] = { 0, 0 };
+	int field = 0;                 /* 0 start, 1 end, 2 the rest of the line */
 
 	for (;;) {
 		long n = call6(SYS_pread64, fd_maps, (u64)maps_buf, sizeof maps_buf, offset, 0, 0);
 
 		if (n <= 0)
-			return lines;
+			return mappings;
 		for (long i = 0; i < n; i++) {
-			if (maps_buf[i] == '\n') {
-				leading = 0;
-				lines++;
-			} else if (leading >= 0) {
-				leading = maps_buf[i] == 'f' ? leading + 1 : -1;
-				lines -= leading == 10;
+			char c = maps_buf[i];
+
+			if (c == '\n') {
+				if (ends[0] < TASK_END) {
+					mappings++;
+					if (each)
+						each(ends[0], ends[1], list);
+				}
+				field = ends[0] = ends[1] = 0;
+			} else if (field < 2) {
+				if (c == '-' || c == ' ')
+					field++;
+				else
+					ends[field] = ends[field] * 16 + (c <= '9' ? c - '0' : c - 'a' + 10);
 			}
 		}
 		offset += n;
@@ -316,43 +316,145 @@ static void tally(const struct region *region)
 }
 
 /*
- * Walks all entries: counts them or, with list, puts their runs into the answer. Never more than 512 runs in one call:
- * with more room, the kernel (6.18, fs/proc/task_mmu.c do_pagemap_scan) reports some of the later ones twice.
+ * One run of alike entries: counted or, with list, put into the answer. Where PAGEMAP_SCAN does not tell guard markers
+ * from swap (6.13 to 6.15), they are guard markers if this address space has nothing in swap.
  */
-static void scan(int list)
+static void found(struct region *run, int list)
+{
+	if (run->categories & IS_SWAPPED && scan_categories && !(scan_categories & IS_GUARD) && !vm_swap)
+		run->categories |= IS_GUARD;
+	if (list)
+		put_run('R', run);
+	else
+		tally(run);
+}
+
+/*
+ * One call of PAGEMAP_SCAN. Never more than 512 runs in one call: with more room, the kernel (6.18, fs/proc/task_mmu.c
+ * do_pagemap_scan) reports some of the later ones twice.
+ */
+static long scan_from(u64 start, u64 categories, u64 *walk_end)
 {
 	struct scan arg;
+	long n;
+
+	arg.size = sizeof arg;
+	arg.flags = 0;
+	arg.start = start;
+	arg.end = TASK_END;
+	arg.walk_end = 0;
+	arg.vec = (u64)regions;
+	arg.vec_len = REGIONS;
+	arg.max_pages = 0;
+	arg.inverted = 0;
+	arg.mask = 0;
+	arg.anyof = IS_PRESENT | IS_SWAPPED;
+	arg.ret = categories;
+	n = call(SYS_ioctl, fd_pagemap, PAGEMAP_SCAN, &arg);
+	*walk_end = arg.walk_end;
+	return n;
+}
+
+/* The same categories of an entry of /proc/PID/pagemap (fs/proc/task_mmu.c pte_to_pagemap_entry). */
+static u64 categories_of(u64 entry)
+{
+	u64 is = 0;
+
+	if (entry & PM_PRESENT)
+		is = (entry & PM_FRAME) == zero_frame ? IS_PRESENT | IS_PFNZERO : IS_PRESENT;
+	else if (entry & PM_SWAP)
+		is = entry & PM_GUARD ? IS_SWAPPED | IS_GUARD : IS_SWAPPED;
+	return is && entry & PM_FILE ? is | IS_FILE : is;
+}
+
+/* The entries of one mapping from /proc/self/pagemap, read into the memory that PAGEMAP_SCAN would use. */
+static void read_entries(u64 start, u64 end, int list)
+{
+	u64 *entries = (u64 *)regions;
+	struct region run = { start, start, 0 };
+
+	while (start < end) {
+		u64 size = (end - start) / PAGE * 8;
+		long n = call6(SYS_pread64, fd_pagemap, (u64)entries, size < sizeof regions ? size : sizeof regions,
+			       start / PAGE * 8, 0, 0);
+
+		if (n <= 0)
+			call(SYS_exit, 97, 0, 0);
+		for (long i = 0; i < n / 8; i++, start += PAGE) {
+			u64 is = categories_of(entries[i]);
+
+			if (is != run.categories) {
+				run.end = start;
+				if (run.categories)
+					found(&run, list);
+				run.start = start;
+				run.categories = is;
+			}
+		}
+	}
+	run.end = end;
+	if (run.categories)
+		found(&run, list);
+}
+
+/* Walks all entries: counts them or, with list, puts their runs into the answer. */
+static void scan(int list)
+{
 	u64 start = 0;
 
 	for (int i = 0; i < 5; i++)
 		counts[i] = 0;
+	if (!scan_categories) {
+		for_mappings(read_entries, list);
+		return;
+	}
 	do {
-		long n;
+		long n = scan_from(start, scan_categories, &start);
 
-		arg.size = sizeof arg;
-		arg.flags = 0;
-		arg.start = start;
-		arg.end = TASK_END;
-		arg.walk_end = 0;
-		arg.vec = (u64)regions;
-		arg.vec_len = REGIONS;
-		arg.max_pages = 0;
-		arg.inverted = 0;
-		arg.mask = 0;
-		arg.anyof = IS_PRESENT | IS_SWAPPED;
-		arg.ret = IS_FILE | IS_PRESENT | IS_SWAPPED | IS_PFNZERO | IS_HUGE | IS_GUARD;
-		n = call(SYS_ioctl, fd_pagemap, PAGEMAP_SCAN, &arg);
 		if (n < 0)
 			call(SYS_exit, 97, 0, 0);
-		for (long i = 0; i < n; i++) {
-			if (list) {
-				put_run('R', &regions[i]);
-			} else {
-				tally(&regions[i]);
-			}
-		}
-		start = arg.walk_end;
+		for (long i = 0; i < n; i++)
+			found(&regions[i], list);
 	} while (start < TASK_END);
+}
+
+/*
+ * Which categories the kernel tells: all (6.16), all but guard markers (6.7), or those of /proc/self/pagemap, where the
+ * zero page is known by its frame: that of a page which was only read, in a mapping that is gone afterwards.
+ */
+static void learn_categories(void)
+{
+	u64 end, page;
+
+	scan_categories = ALL_CATEGORIES;
+	if (scan_from(0, scan_categories, &end) >= 0)
+		return;
+	scan_categories = ALL_CATEGORIES & ~IS_GUARD;
+	if (scan_from(0, scan_categories, &end) >= 0)
+		return;
+	scan_categories = 0;
+	page = call6(SYS_mmap, 0, PAGE, 1, 0x22, -1UL, 0); /* PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS */
+	touch_read(page);
+	call6(SYS_pread64, fd_pagemap, (u64)&zero_frame, 8, page / PAGE * 8, 0, 0);
+	zero_frame &= PM_FRAME;
+	call(SYS_munmap, page, PAGE, 0);
+	if (!zero_frame)               /* only CAP_SYS_ADMIN sees frames */
+		call(SYS_exit, 93, 0, 0);
+}
+
+static u64 untouched_page(void)
+{
+	return ((u64)untouched + PAGE - 1) & -PAGE;
+}
+
+/*
+ * Before 6.2 a thread adds to its address space's counters after 64 faults only; the end of a zap adds what is left
+ * (mm/memory.c zap_pte_range, add_mm_rss_vec). So one page is discarded in which nothing ever was.
+ */
+static void fold_counters(void)
+{
+	if (!scan_categories)
+		call(SYS_madvise, untouched_page(), PAGE, 4); /* MADV_DONTNEED */
 }
 
 static void answer(long result)
@@ -365,11 +467,12 @@ static void answer(long result)
 	}
 	put(err, 10);
 	put(result, 10);
+	fold_counters();
 	put_status();
 	scan(0);
 	for (int i = 0; i < 4; i++)
 		put(counts[i], 10);
-	put(mappings(), 10);
+	put(for_mappings(0, 0), 10);
 	put(counts[4], 10);
 }
 
@@ -472,7 +575,7 @@ static void open_proc(void)
 	fd_mem = call(SYS_open, mem, O_CLOEXEC | O_RDWR, 0);
 }
 
-/* Touches every page of text, bss and stack, so that none is touched later for the first time. */
+/* Touches every page of text, bss and stack but the untouched one, so that none is touched later for the first time. */
 static void touch_own(void)
 {
 #ifndef APART
@@ -484,8 +587,10 @@ static void touch_own(void)
 #endif
 	for (u64 p = (u64)&__executable_start; p < ((u64)&__bss_start & -PAGE); p += PAGE)
 		touch_read(p);
-	for (u64 p = (u64)&__bss_start & -PAGE; p < (u64)&_end; p += PAGE)
-		*(volatile char *)(p < (u64)&__bss_start ? (u64)&__bss_start : p) |= 0;
+	for (u64 p = (u64)&__bss_start & -PAGE; p < (u64)&_end; p += PAGE) {
+		if (p != untouched_page())
+			*(volatile char *)(p < (u64)&__bss_start ? (u64)&__bss_start : p) |= 0;
+	}
 }
 
 static void become_child(u64 slot)
@@ -737,7 +842,8 @@ static int list_mappings(void)
 			p++;
 			if (region->start >= TASK_END)
 				continue;
-			region->categories |= (!name ? KIND_ANON : *name == '/' ? KIND_FILE : name[1] == 's' ? KIND_STACK :
+			/* before 6.6 the bss, which ends where the heap begins, is called [heap] too */
+			region->categories |= (!name || name[1] == 'h' ? KIND_ANON : *name == '/' ? KIND_FILE : name[1] == 's' ? KIND_STACK :
 					       name[2] == 'd' ? KIND_VDSO : name[1] != 'v' ? KIND_OTHER :
 					       name[5] == ']' ? KIND_VVAR : KIND_VCLOCK) << 3;
 			count++;
@@ -858,6 +964,7 @@ __attribute__((used)) void start(u64 *stack)
 	fd_slot = FD0 + argv[1][0] - '0';
 	touch_own();
 	open_proc();
+	learn_categories();
 	catch_faults(11);
 	catch_faults(7);
 	ignore_children();

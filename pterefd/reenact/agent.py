@@ -1,7 +1,4 @@
-"""Drives the agent: one address space or several (forks), each commanded on a socket of its own.
-
-Only the standard library is used, so that the same code drives agents inside a guest.
-"""
+"""Drives the agent: one address space or several (forks), each commanded on a slot of its own."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 FD0 = 10  # the agent's descriptor of slot 0
-FILE_FD0 = 40  # its descriptor of the first file that is handed to it
 SLOTS = 12
 ANSWER_SECONDS = 20.0
 
@@ -102,32 +98,28 @@ def parse_answer(line: bytes) -> Answer:
     return answer
 
 
-class Process:
-    """One address space: a slot's socket, the real pid, and a pidfd that tells when it is gone."""
+class Process(ABC):
+    """One address space: a slot, and the pid where it runs."""
 
-    def __init__(self, slot: int, sock: socket.socket) -> None:
+    def __init__(self, slot: int) -> None:
         self.slot = slot
-        self.sock = sock
         self.real_pid = 0
-        self.pidfd = -1
-        self._rest = b""
 
+    @abstractmethod
     def send(self, command: str) -> None:
-        self.sock.sendall(command.encode() + b"\n")
+        """Send one command (agent.c lists them)."""
 
+    @abstractmethod
     def receive(self) -> Answer:
         """Wait for one answer. Raises AgentError where none comes."""
-        parts = [self._rest]
-        while b"\n" not in parts[-1]:
-            try:
-                got = self.sock.recv(1 << 16)
-            except TimeoutError:
-                raise AgentError(f"slot {self.slot}: no answer") from None
-            if not got:
-                raise AgentError(f"slot {self.slot}: closed")
-            parts.append(got)
-        line, _, self._rest = b"".join(parts).partition(b"\n")
-        return parse_answer(line)
+
+    @abstractmethod
+    def maps(self) -> list[str]:
+        """The lines of its /proc/PID/maps."""
+
+    @abstractmethod
+    def gone(self) -> None:
+        """Wait until the process has exited, its address space torn down."""
 
     def ask(self, command: str) -> Answer:
         self.send(command)
@@ -137,61 +129,31 @@ class Process:
         """The first answer of a new process: its result is the real pid."""
         answer = self.receive()
         self.real_pid = answer.result
-        if self.pidfd < 0:
-            self.pidfd = os.pidfd_open(self.real_pid)
         return answer
 
-    def gone(self) -> None:
-        """Wait until the process has exited, its address space torn down."""
-        if not select.select([self.pidfd], [], [], ANSWER_SECONDS)[0]:
-            raise AgentError(f"slot {self.slot}: does not exit")
-        os.close(self.pidfd)
-        self.pidfd = -1
 
+class AgentGroup(ABC):
+    """An agent and what it forks: use as a context manager, which ends all of them."""
 
-class AgentGroup:
-    """An agent and what it forks: use as a context manager, which ends all of them.
-
-    files: descriptors that the agent gets as FILE_FD0, FILE_FD0 + 1, ...  thp: leave huge pages as the machine has
-    them.  cpu: run on that CPU alone, so that the kernel's per-CPU batches are always the same ones.  slots: how many
-    processes there may be at a time; with files, no more than SLOTS.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        files: Sequence[int] = (),
-        *,
-        thp: bool = False,
-        cpu: int | None = None,
-        slots: int = SLOTS,
-    ) -> None:
-        self.path = path
-        self._pairs = [socket.socketpair() for _ in range(slots)]
-        for ours, _ in self._pairs:
-            ours.settimeout(ANSWER_SECONDS)
+    def __init__(self, slots: int) -> None:
+        """The agent has been started on slot 0. slots: how many processes there may be at a time."""
         self.free_slots = list(range(1, slots))
-        actions: list[tuple[int, int, int]] = []
-        targets = [FD0 + slot for slot in range(slots)] + [FILE_FD0 + i for i in range(len(files))]
-        sources = [theirs.fileno() for _, theirs in self._pairs] + list(files)
-        # Lift every source above the targets first, so that no dup2 overwrites a source that is still needed.
-        lifted = [100 + i for i in range(len(sources))]
-        actions += [(os.POSIX_SPAWN_DUP2, source, high) for source, high in zip(sources, lifted, strict=True)]
-        actions += [(os.POSIX_SPAWN_DUP2, high, target) for high, target in zip(lifted, targets, strict=True)]
-        actions += [(os.POSIX_SPAWN_CLOSE, high) for high in lifted]  # type: ignore[misc]
-        self._main_pid = os.posix_spawn(path, [str(path), "-t" if thp else "-"], {}, file_actions=actions)
-        if cpu is not None:
-            os.sched_setaffinity(self._main_pid, {cpu})
-        for _, theirs in self._pairs:
-            theirs.close()
         self.living: list[Process] = []
-        self.first = Process(0, self._pairs[0][0])
+        self.first = self._process(0)
         try:
             self.first_answer = self.first.hello()
         except AgentError:
             self.close()
             raise
         self.living.append(self.first)
+
+    @abstractmethod
+    def _process(self, slot: int) -> Process:
+        """The process that answers on that slot."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every process that still lives."""
 
     def fork(self, parent: Process) -> tuple[Answer, Process | None, Answer | None]:
         """Fork. Returns the parent's answer and, where it succeeded, the child and the child's first answer."""
@@ -200,7 +162,7 @@ class AgentGroup:
         if answer.errno:
             self.free_slots.insert(0, slot)
             return answer, None, None
-        child = Process(slot, self._pairs[slot][0])
+        child = self._process(slot)
         hello = child.hello()
         self.living.append(child)
         return answer, child, hello
@@ -214,19 +176,107 @@ class AgentGroup:
         """The process exits; when this returns, its address space is gone. Its slot can be used again."""
         process.send("x")
         process.gone()
-        if process is self.first:
-            os.waitpid(self._main_pid, 0)
-            self._main_pid = 0
         self.living.remove(process)
         self.free_slots.append(process.slot)
 
+    def __enter__(self) -> AgentGroup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+# -- on this machine -----------------------------------------------------------------------------
+
+
+class LocalProcess(Process):
+    """A process here, commanded through a socket. A pidfd tells when it is gone."""
+
+    def __init__(self, slot: int, sock: socket.socket) -> None:
+        super().__init__(slot)
+        self.sock = sock
+        self.pidfd = -1
+        self._rest = b""
+
+    def send(self, command: str) -> None:
+        self.sock.sendall(command.encode() + b"\n")
+
+    def receive(self) -> Answer:
+        parts = [self._rest]
+        while b"\n" not in parts[-1]:
+            try:
+                got = self.sock.recv(1 << 16)
+            except TimeoutError:
+                raise AgentError(f"slot {self.slot}: no answer") from None
+            if not got:
+                raise AgentError(f"slot {self.slot}: closed")
+            parts.append(got)
+        line, _, self._rest = b"".join(parts).partition(b"\n")
+        return parse_answer(line)
+
+    def hello(self) -> Answer:
+        answer = super().hello()
+        if self.pidfd < 0:
+            self.pidfd = os.pidfd_open(self.real_pid)
+        return answer
+
+    def maps(self) -> list[str]:
+        return Path(f"/proc/{self.real_pid}/maps").read_text().splitlines()
+
+    def gone(self) -> None:
+        if not select.select([self.pidfd], [], [], ANSWER_SECONDS)[0]:
+            raise AgentError(f"slot {self.slot}: does not exit")
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+    def kill(self) -> None:
+        """End it, if it lives."""
+        if self.pidfd >= 0:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self.gone()
+
+
+class LocalGroup(AgentGroup):
+    """An agent on the running kernel.
+
+    thp: leave huge pages as the machine has them.  cpu: run on that CPU alone, so that the kernel's per-CPU batches
+    are always the same ones.  slots: how many processes there may be at a time.
+    """
+
+    def __init__(self, path: Path, *, thp: bool = False, cpu: int | None = None, slots: int = SLOTS) -> None:
+        self._pairs = [socket.socketpair() for _ in range(slots)]
+        for ours, _ in self._pairs:
+            ours.settimeout(ANSWER_SECONDS)
+        actions: list[tuple[int, int, int]] = []
+        # Lift every source above the targets first, so that no dup2 overwrites a source that is still needed.
+        sources = [theirs.fileno() for _, theirs in self._pairs]
+        first = max(*sources, FD0 + slots) + 1
+        for slot, source in enumerate(sources):
+            actions.append((os.POSIX_SPAWN_DUP2, source, first + slot))
+        for slot in range(slots):
+            actions.append((os.POSIX_SPAWN_DUP2, first + slot, FD0 + slot))
+            actions.append((os.POSIX_SPAWN_CLOSE, first + slot))  # type: ignore[arg-type]
+        self._main_pid = os.posix_spawn(path, [str(path), "-t" if thp else "-"], {}, file_actions=actions)
+        if cpu is not None:
+            os.sched_setaffinity(self._main_pid, {cpu})
+        for _, theirs in self._pairs:
+            theirs.close()
+        super().__init__(slots)
+
+    def _process(self, slot: int) -> LocalProcess:
+        return LocalProcess(slot, self._pairs[slot][0])
+
+    def exit(self, process: Process) -> None:
+        super().exit(process)
+        if process is self.first:
+            os.waitpid(self._main_pid, 0)
+            self._main_pid = 0
+
     def close(self) -> None:
-        """End every process that still lives."""
         for process in self.living:
+            assert isinstance(process, LocalProcess)
             with contextlib.suppress(OSError, AgentError):
-                if process.pidfd >= 0:
-                    signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
-                    process.gone()
+                process.kill()
         self.living.clear()
         if self._main_pid:
             with contextlib.suppress(OSError):
@@ -235,9 +285,3 @@ class AgentGroup:
             self._main_pid = 0
         for ours, _ in self._pairs:
             ours.close()
-
-    def __enter__(self) -> AgentGroup:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

@@ -1,4 +1,4 @@
-"""Builds the agent (agent.c) into a cache directory, once for each version of its source."""
+"""Builds what runs on the kernel (agent.c; init.c in guests) into a cache directory, once for each version of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 
 from pterefd.errors import Missing
 
-SOURCE = Path(__file__).with_name("agent.c")
+HEADER = Path(__file__).with_name("calls.h")
+AGENT = Path(__file__).with_name("agent.c")
+INIT = Path(__file__).with_name("init.c")
 
-# The text lies 48 pages below a 1 GiB border, so that the heap, which follows the bss, soon crosses a
+# The text lies 56 pages below a 1 GiB border, so that the heap, which follows the bss, soon crosses a
 # span's border and a PMD page's border, and shares its first span with the agent's own pages.
-TEXT_START = 0x4000_0000 - 48 * 4096
+TEXT_START = 0x4000_0000 - 56 * 4096
 
 # Code that addresses its data relative to itself can be linked at any address, above 2 GiB too.
 FLAGS = (
@@ -44,21 +46,28 @@ def flags_for(pgd_slot: int | None) -> list[str]:
 
 
 def build_agent(compiler: str = "gcc", pgd_slot: int | None = None) -> Path:
-    """Return the path of the built agent, compiling it where this source has not been compiled yet.
+    """Return the path of the built agent. pgd_slot: it keeps to these 512 GiB (agent.c, APART)."""
+    return _build(AGENT, compiler, flags_for(pgd_slot))
 
-    pgd_slot: the agent keeps to these 512 GiB (agent.c, APART).  Missing: there is no compiler.
-    """
-    flags = flags_for(pgd_slot)
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *flags]).encode()).hexdigest()[:16]
-    target = cache_dir() / f"agent-{digest}"
+
+def build_init(compiler: str = "gcc") -> Path:
+    """Return the path of the built init.c."""
+    return _build(INIT, compiler, FLAGS.split())
+
+
+def _build(source: Path, compiler: str, flags: list[str]) -> Path:
+    """Compile it where this version of it has not been compiled yet. Missing: there is no compiler."""
+    parts = (source.read_bytes(), HEADER.read_bytes(), " ".join([compiler, *flags]).encode())
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    target = cache_dir() / f"{source.stem}-{digest}"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        built = Path(scratch) / "agent"
+        built = Path(scratch) / "built"
         try:
-            subprocess.run([compiler, *flags, "-o", str(built), str(SOURCE)], check=True)
+            subprocess.run([compiler, *flags, "-o", str(built), str(source)], check=True)
         except FileNotFoundError:
-            raise Missing(f"{compiler} is not there to build the agent: install the package gcc") from None
+            raise Missing(f"{compiler} is not there to build {source.name}: install the package gcc") from None
         # Copied page by page: so its page cache is made of folios of one page, and mapping a page maps no others.
         copy = Path(scratch) / "copy"
         data = built.read_bytes()

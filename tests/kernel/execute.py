@@ -6,18 +6,15 @@ After every operation an `expect` row holds what the kernel says of the process 
 from __future__ import annotations
 
 import errno
-import gzip
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from pterefd.reenact.agent import (
-    FILE_FD0,
+    FILE_DISK,
+    FILE_MEMFD,
     IS_FILE,
     IS_GUARD,
     IS_HUGE,
@@ -29,13 +26,13 @@ from pterefd.reenact.agent import (
     READ,
     WRITE,
     AgentError,
-    AgentGroup,
     Answer,
     Counters,
     Process,
     Run,
 )
 from pterefd.reenact.build import build_agent, heap_start
+from pterefd.reenact.kernel import Kernel, ThisKernel
 
 from .program import ADVICE_NUMBER, MAP_FIXED, PAGE, FileSpec, Op, Program, flags_number, prot_number
 
@@ -53,40 +50,33 @@ SHORT = {  # name in a directed case -> counter, its unit
     "vmas": ("vmas", 1),
     "huge": ("huge_entries", 1),
 }
+FILE_FD0 = 40  # the agents' descriptor of the first file
 SHARED_ADVICE = ("remove", "free", "cold", "pageout", "collapse")  # may change the entries of other processes
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What every run has in common: the agent, the kernel's name, how much it is told.
+    """What every run has in common: the kernel, and how much the trace is told of it.
 
     states: at the end, a `state` row for every run of entries, which says where the entries are, not only how many.
     thp: the setting of huge pages in force (hugepages.py); with `never` the programs have none, whatever is in force.
     """
 
-    agent: Path
-    release: str
-    config: dict[str, str]
-    fault_around_bytes: int
+    kernel: Kernel
     states: bool = False
     every_process: bool = False
-    cpu: int | None = None
     thp: str = "never"
 
     @property
     def heap_start(self) -> int:
         """Where the agent's heap begins."""
-        return heap_start(self.agent)
+        return heap_start(build_agent())
 
     @classmethod
     def this(cls, *, states: bool = False, every_process: bool = False, cpu: int | None = None) -> Machine:
-        around = 65536
-        try:
-            around = int(Path("/sys/kernel/debug/fault_around_bytes").read_text())
-        except (OSError, ValueError):
-            pass
-        return cls(build_agent(), os.uname().release, kernel_config(), around, states, every_process, cpu)
+        """The running kernel."""
+        return cls(ThisKernel(cpu), states, every_process)
 
     def header(self, program: Program) -> Row:
         """The trace's first line."""
@@ -95,48 +85,44 @@ class Machine:
             "format_version": 1,
             "arch": "x86_64",
             "page_size": PAGE,
-            "kernel_release": self.release,
-            "kernel_config": self.config,
+            "kernel_release": self.kernel.release,
+            "kernel_config": self.kernel.config,
             "thp": self.thp,
-            "fault_around_bytes": self.fault_around_bytes,
+            "fault_around_bytes": self.kernel.fault_around_bytes,
             "command": ["oracle", program.family, str(program.seed), str(len(program.ops))],
         }
 
 
-def kernel_config() -> dict[str, str]:
-    """The options that decide the rules, from /proc/config.gz or /boot; without either, none."""
-    wanted = ("PT_RECLAIM", "HAVE_MOVE_PMD", "HAVE_MOVE_PUD", "LRU_GEN", "KSM", "TRANSPARENT_HUGEPAGE")
-    for path in (Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")):
-        try:
-            raw = path.read_bytes()
-        except OSError:
-            continue
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-        lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line.startswith("CONFIG_"))
-        return {name: lines.get(f"CONFIG_{name}", "n") for name in wanted}
-    return {}
-
-
 class TestFiles:
-    """The files of one program, without a name while it runs. paths: what the trace calls them."""
+    """The files of one program, without a name. The agent makes them, and what it starts can map them too.
+
+    paths: what the trace calls them.  sizes: in bytes, now.
+    """
 
     __test__ = False
 
-    def __init__(self, specs: list[FileSpec]) -> None:
+    def __init__(self, agent: Process, specs: list[FileSpec]) -> None:
         self.specs = specs
-        self.fds: list[int] = []
         self.paths: list[str] = []
-        self.sizes = [spec.pages * PAGE for spec in specs]
-        for spec in specs:
-            directory = "/dev/shm" if spec.kind == "tmpfs" else tempfile.gettempdir()
-            fd, path = tempfile.mkstemp(prefix="pterefd-oracle-", dir=directory)
-            os.unlink(path)
-            self.fds.append(fd)
-            self.paths.append(f"{directory}/oracle-{spec.kind}-{len(self.paths)}")
+        self.sizes: list[int] = []
+        for index, spec in enumerate(specs):
+            shmem = spec.kind == "tmpfs"
+            self.paths.append(f"/memfd:oracle-{index}" if shmem else f"/oracle-{index}")
+            self._make(agent, f"o {FILE_FD0 + index:x} {FILE_MEMFD if shmem else FILE_DISK:x}")
             for first, pages in spec.cached:
-                for page in range(first, first + pages):
-                    os.pwrite(fd, b"x" * PAGE, page * PAGE)
-            os.ftruncate(fd, spec.pages * PAGE)
+                self._make(agent, f"c {FILE_FD0 + index:x} {first:x} {pages:x}")
+            self.sizes.append(0)
+            self.truncate(agent, index, spec.pages * PAGE)
+
+    def _make(self, agent: Process, command: str) -> None:
+        failed = agent.ask(command).errno
+        if failed:
+            raise AgentError(f"a file for the program: {command}: {errno.errorcode[failed]}")
+
+    def truncate(self, agent: Process, index: int, size: int) -> None:
+        """Set a file's size. agent: any that lives."""
+        self._make(agent, f"z {FILE_FD0 + index:x} {size:x}")
+        self.sizes[index] = size
 
     def rows(self) -> Iterator[Row]:
         """What the page cache holds of them at the start."""
@@ -144,13 +130,6 @@ class TestFiles:
             yield {"op": "truncate", "path": path, "len": spec.pages * PAGE}
             for first, pages in spec.cached:
                 yield {"op": "cache", "path": path, "offset": first * PAGE, "len": pages * PAGE}
-
-    def __enter__(self) -> TestFiles:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for fd in self.fds:
-            os.close(fd)
 
 
 def entry_name(categories: int, shmem: bool) -> str:
@@ -202,10 +181,8 @@ class Execution:
         """Run it all and return the rows. AgentError: the agent did not survive."""
         thp = self.machine.thp != "never"
         with ExitStack() as stack:
-            self.files = stack.enter_context(TestFiles(self.program.files))
-            self.group = stack.enter_context(
-                AgentGroup(self.machine.agent, self.files.fds, thp=thp, cpu=self.machine.cpu)
-            )
+            self.group = stack.enter_context(self.machine.kernel.agents(thp=thp))
+            self.files = TestFiles(self.group.first, self.program.files)
             self.rows += self.files.rows()
             self.processes[1] = self.group.first
             self.first = self.group.first_answer.counters
@@ -235,9 +212,8 @@ class Execution:
         """exec, then the mappings and entries that are there before the first operation."""
         process = self.processes[pid]
         self.rows.append({"op": "exec", "pid": pid, "comm": "agent"})
-        listing = Path(f"/proc/{process.real_pid}/maps").read_text().splitlines()
         heap = 0
-        for line in listing:
+        for line in process.maps():
             words = line.split()
             start, end = (int(word, 16) for word in words[0].split("-"))
             path = words[5] if len(words) > 5 else ""
@@ -247,7 +223,7 @@ class Execution:
             if path.startswith("/"):
                 self.text = (start, end)
                 row |= {"flags": "private", "path": "/agent", "offset": int(words[2], 16)}
-                row["file_size"] = self.machine.agent.stat().st_size
+                row["file_size"] = build_agent().stat().st_size
             elif path == "[stack]":
                 row["flags"] = "private,anonymous,growsdown,stack"
             else:
@@ -261,9 +237,9 @@ class Execution:
     def _state_rows(self, pid: int) -> Iterator[Row]:
         process = self.processes[pid]
         shared: list[tuple[int, int]] = []
-        for line in Path(f"/proc/{process.real_pid}/maps").read_text().splitlines():
+        for line in process.maps():
             words = line.split()
-            if len(words) > 5 and words[5].startswith(("/dev/shm/", "/dev/zero")):
+            if len(words) > 5 and words[5].startswith(("/memfd:", "/dev/zero")):
                 start, end = (int(word, 16) for word in words[0].split("-"))
                 shared.append((start, end))
         for run in process.ask("s").runs:
@@ -339,7 +315,8 @@ class Execution:
         fd, offset = 0xFFFFFFFF, 0
         if "file" in op:
             fd, offset = FILE_FD0 + op["file"], op["offset"]
-            row |= {"path": self.files.paths[op["file"]], "offset": offset, "file_size": self.files.sizes[op["file"]]}
+            row |= {"path": self.files.paths[op["file"]], "offset": offset}
+            row["file_size"] = self.files.sizes[op["file"]]
         flags = flags_number(op["flags"]) | MAP_FIXED
         command = f"m {op['addr']:x} {op['len']:x} {prot_number(op['prot']):x} {flags:x} {fd:x} {offset:x}"
         self._record(row, process.ask(command))
@@ -436,8 +413,7 @@ class Execution:
 
     def _truncate(self, op: Op) -> None:
         index = op["file"]
-        os.ftruncate(self.files.fds[index], op["len"])
-        self.files.sizes[index] = op["len"]
+        self.files.truncate(next(iter(self.processes.values())), index, op["len"])
         self.rows.append({"op": "truncate", "path": self.files.paths[index], "len": op["len"]})
         self._expect_others(None)
 

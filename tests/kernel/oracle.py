@@ -25,6 +25,7 @@ from typing import Any
 
 from pterefd.engine.arena import Limits
 from pterefd.reenact.agent import AgentError
+from pterefd.reenact.kernel import ThisKernel
 from pterefd.session.check import CheckOptions, check_trace
 
 from .execute import Execution, Machine, Row
@@ -158,7 +159,10 @@ def run_many(
     cpus = sorted(os.sched_getaffinity(0))
     size = max(1, min(20, len(work) // jobs))
     shares = [work[at : at + size] for at in range(0, len(work), size)]
-    tasks = [(replace(machine, cpu=cpus[i % len(cpus)]), share, length, shrinking) for i, share in enumerate(shares)]
+    tasks = [
+        (replace(machine, kernel=ThisKernel(cpus[i % len(cpus)])), share, length, shrinking)
+        for i, share in enumerate(shares)
+    ]
     with ProcessPoolExecutor(jobs) as pool:
         for outcomes in pool.map(run_share, tasks):
             yield from outcomes

@@ -75,8 +75,11 @@ def thp_mode() -> str:
 def kernel_config() -> dict[str, str | bool | int]:
     """The options of CONFIG_OPTIONS: true, false or the value. PT_RECLAIM is probed where no configuration is shown."""
     text = _config_text()
-    if text is None:
-        return {"PT_RECLAIM": probe_pt_reclaim()}
+    return {"PT_RECLAIM": probe_pt_reclaim()} if text is None else parse_config(text)
+
+
+def parse_config(text: str) -> dict[str, str | bool | int]:
+    """The same of the text of a kernel's configuration."""
     found: dict[str, str | bool | int] = {}
     values = dict(line.split("=", 1) for line in text.splitlines() if line.startswith("CONFIG_") and "=" in line)
     for name in CONFIG_OPTIONS:
