@@ -37,6 +37,8 @@ class Limits:
     files: int = 1 << 20
     blocks: int = 1 << 26
     pid_max: int = 1 << 22
+    large_folios: int = 1 << 21
+    folio_rows: int = 1 << 21
 
 
 def _reserve(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -62,6 +64,8 @@ def make_state(limits: Limits) -> State:
         lo.POOL_ENT: limits.own_entries,
         lo.POOL_OBJ: limits.files,
         lo.POOL_BLOCKS: limits.blocks,
+        lo.POOL_FOLIO: limits.large_folios,
+        lo.POOL_FROW: limits.folio_rows,
     }
     for pool, size in sizes.items():
         base = lo.G_POOLS + pool * lo.POOL_COLUMNS
@@ -74,6 +78,9 @@ def make_state(limits: Limits) -> State:
         pte=_reserve((limits.pte_pages, lo.PTE_COLUMNS), np.int32),
         ent=_reserve((limits.own_entries, lo.ENTRIES_PER_TABLE), np.uint8),
         entref=_reserve((limits.own_entries,), np.int32),
+        entfol=_reserve((limits.own_entries,), np.int32),
+        fol=_reserve((limits.large_folios, lo.FOLIO_COLUMNS), np.int64),
+        frow=_reserve((limits.folio_rows, lo.FROW_COLUMNS), np.int32),
         obj=_reserve((limits.files, lo.OBJ_COLUMNS), np.int64),
         key=_reserve((limits.blocks,), np.int64),
         val=_reserve((limits.blocks,), np.int64),

@@ -1,17 +1,23 @@
 """The entries of one PTE page: transitions, and the counters that follow from them.
 
 A PTE page is named by its PMD page t, its index i there and its record p. A page whose 512 entries
-are alike stores none: S.pte[p, P_ENT] is minus their state. Other pages have a row of S.ent, which
-fork shares until one side writes.
+are alike stores none: S.pte[p, P_ENT] is minus their code. Other pages have a row of S.ent, which
+fork shares until one side writes; a row with entries that map large folios is never shared.
 """
 
 from __future__ import annotations
 
+from pterefd.engine.folios import leave, shed, unmap_folio
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
+    E_CODE,
+    E_HUGE,
+    E_HUGE_ZERO,
     E_NONE,
     E_STATE,
     E_ZERO,
+    FOLIO_SHIFT,
+    FROW_COUNT,
     K_DATA,
     K_EMPTY,
     K_MIXED,
@@ -81,7 +87,10 @@ def note_kind(s, m, t, i, old, new):
 
 @kernel
 def new_page(s, m, t, i, state):
-    """A PTE page of 512 entries alike, linked at t, i, which must be none there. Returns its record."""
+    """A PTE page of 512 entries alike, linked at t, i, which must be none there. Returns its record.
+
+    With E_HUGE_ZERO, E_HUGE the page is a deposit; the caller adds the folio to the code.
+    """
     p = take_pte(s)
     ref = 0
     if state != E_NONE:
@@ -109,9 +118,12 @@ def free_page(s, m, t, i):
     if e > 0:
         for j in range(512):
             s.mm[m, M_E + (s.ent[e, j] & E_STATE)] -= 1
+        leave_all(s, m, e)
         drop_ent(s, e)
     elif e < 0:
         s.mm[m, M_E + (-e & E_STATE)] -= 512
+        if -e & E_STATE == E_HUGE:
+            unmap_folio(s, -e >> FOLIO_SHIFT, m, 1)
     note_kind(s, m, t, i, kind_of(ref), K_NO_PAGE)
     s.pmd[t, i] = 0
     s.pmd[t, PMD_PAGES] -= 1
@@ -119,11 +131,27 @@ def free_page(s, m, t, i):
     give_pte(s, p)
 
 
+@kernel
+def leave_all(s, m, x):
+    """Every entry of row x lets go of its folio."""
+    j = 0
+    while s.entfol[x] and s.frow[s.entfol[x], FROW_COUNT]:
+        leave(s, m, x, j)
+        j += 1
+
+
 @inline
 def entry_at(s, p, j):
     """Code of entry j (state and flags)."""
     e = s.pte[p, P_ENT]
-    return s.ent[e, j] if e > 0 else -e
+    return s.ent[e, j] if e > 0 else -e & E_CODE
+
+
+@inline
+def is_huge(s, p):
+    """True where the record is a deposit: a PMD entry maps the span, to a 2 MiB folio or the huge zero page."""
+    e = s.pte[p, P_ENT]
+    return e < 0 and -e & E_STATE >= E_HUGE_ZERO
 
 
 @kernel
@@ -157,7 +185,7 @@ def settle(s, m, t, i, p, old_ref, mapped, zero, tidy):
         if mapped == 0:
             drop_ent(s, e)
             s.pte[p, P_ENT] = -E_NONE
-        elif tidy and mapped == 512:
+        elif tidy and mapped == 512 and s.entfol[e] == 0:
             first = s.ent[e, 0]
             j = 1
             while j < 512 and s.ent[e, j] == first:
@@ -175,8 +203,18 @@ def apply_one(s, m, t, i, p, j, transition):
     new = TRANSITIONS[transition, old]
     if new == old:
         return False
+    set_entry(s, m, t, i, p, j, new)
+    return True
+
+
+@kernel
+def set_entry(s, m, t, i, p, j, new):
+    """One entry becomes this code."""
+    old = entry_at(s, p, j)
     x = own_row(s, p)
     s.ent[x, j] = new
+    if s.entfol[x]:
+        shed(s, m, x, j, j + 1)
     old &= E_STATE
     new &= E_STATE
     s.mm[m, M_E + old] -= 1
@@ -187,7 +225,6 @@ def apply_one(s, m, t, i, p, j, transition):
     # a full page is compared once when it fills, and when its last entry of another state goes
     tidy = mapped == 512 and (old == E_NONE or j == 511 or zero == 512)
     settle(s, m, t, i, p, ref, mapped, zero, tidy)
-    return True
 
 
 @kernel
@@ -211,7 +248,7 @@ def _apply_uniform(s, m, t, i, p, transition, state):
 
 @kernel
 def apply(s, m, t, i, p, begin, end, transition):
-    """Entries [begin, end) of the page by a transition (a row of layout.TRANSITIONS)."""
+    """Entries [begin, end) of the page, which is no deposit, by a transition (a row of layout.TRANSITIONS)."""
     e = s.pte[p, P_ENT]
     if e <= 0:
         if TRANSITIONS[transition, -e] == -e:
@@ -233,6 +270,8 @@ def apply(s, m, t, i, p, begin, end, transition):
             s.tmp[new & E_STATE] += 1
     if not changed:
         return
+    if s.entfol[x]:
+        shed(s, m, x, begin, end)
     for state in range(1, N_STATES):
         s.mm[m, M_E + state] += s.tmp[state]
     ref = s.pte[p, P_REF]

@@ -17,7 +17,7 @@ PGD_SHIFT = 39  # what one PUD page maps
 ADDRESS_END = 1 << 47
 ENTRIES_PER_TABLE = 512
 
-# ---- entry states (uint8 in S.ent; the low 4 bits are the state, above them flags) --------------
+# ---- entry codes (uint8 in S.ent; the low 4 bits are the state, above them flags) ---------------
 E_NONE = 0
 E_ZERO = 1  # the shared zero page
 E_ANON = 2
@@ -28,10 +28,17 @@ E_GUARD = 6  # MADV_GUARD_INSTALL's marker
 E_PFN = 7  # present without a page behind it that counts (vvar)
 E_WP = 8  # userfaultfd write-protect marker
 E_POISON = 9  # UFFDIO_POISON's marker
+# A span that a PMD entry maps: its record in S.pte is the deposited PTE page, and all 512 entries are alike.
+E_HUGE_ZERO = 10  # the huge zero page
+E_HUGE = 11  # a 2 MiB folio
 N_STATES = 16
 E_STATE = 0x0F
-E_LAZY = 0x10  # with E_ANON: made clean by MADV_FREE
-E_CODES = 32
+E_LAZY = 0x10  # with E_ANON, E_HUGE: made clean by MADV_FREE
+E_BLANK = 0x20  # with E_ANON, E_SWAP: its page is all zero, as nobody has written to it
+E_OWNED = 0x40  # with E_HUGE: PageAnonExclusive
+E_CODE = 0x7F
+E_CODES = 128
+FOLIO_SHIFT = 8  # of a huge page's P_ENT: above the code the folio
 
 # ---- pte_refcount: as the mail of Aug 2022 packs it -------------------------------------------
 REF_MAPPED = 0x3FF  # bits 0-9: entries that are not none
@@ -40,9 +47,29 @@ REF_ALL_ZERO = 512 | (512 << REF_ZERO_SHIFT)
 
 # ---- S.pte[p]: one PTE page --------------------------------------------------------------------
 P_REF = 0  # pte_refcount
-P_ENT = 1  # entries: > 0 index in S.ent; <= 0 all 512 alike, in the state of minus this
+P_ENT = 1  # entries: > 0 index in S.ent; <= 0 all 512 alike, minus this is their code (and the folio, of a huge page)
 PTE_COLUMNS = 2
 P_NEXT = P_REF  # of a free record: the next free one
+
+# ---- S.fol[f]: an anonymous folio of more than one page, while it is mapped --------------------------
+F_ORDER = 0
+F_MAPS = 1  # _large_mapcount: PMD entries and PTEs that map it
+F_MM0 = 2  # the two mms that the kernel keeps count of (CONFIG_MM_ID): mm, its mappings
+F_MAPS0 = 3
+F_MM1 = 4
+F_MAPS1 = 5
+F_SHARED = 6  # FOLIO_MM_IDS_SHARED
+F_SPAN = 7  # span number of its pages, in mms that have moved none
+F_WRITTEN = 8  # 16 x 32 bits, while a PMD entry maps it: pages that were written to
+FOLIO_COLUMNS = 24
+F_NEXT = F_ORDER
+
+# ---- S.frow[r]: which folio's page each entry of a PTE page maps: folio, FROW_OWNED, page in the folio; 0 none ----
+FROW_PAGE = 0x1FF
+FROW_OWNED = 0x200  # PageAnonExclusive
+FROW_SHIFT = 10
+FROW_COUNT = 512  # column: entries that are not 0
+FROW_COLUMNS = 514
 
 # ---- S.pmd[t]: one PMD page: 512 PTE page indices (0 none), then a bit a span: reclaimable ------
 PMD_BITS = 512
@@ -142,9 +169,18 @@ M_SLOT_HINT = 48  # where in the slots' block the last look-up ended
 M_PEAK_TABLES = 49  # most page-table pages so far
 M_PEAK_RECLAIMABLE = 50  # most empty and zero PTE pages so far
 M_MIXED = 52  # PTE pages that hold zero entries and none
+M_THP = 53  # THP_* bits
+M_MOVED = 54  # 1: mremap has moved pages, so those of a folio may lie anywhere
 M_BEGUN = 51  # 1: it ran; a `state` that changes something is a correction from then on
 MM_COLUMNS = 56
 M_NEXT = 3
+
+# ---- M_THP: what the machine gives an mm (/sys/kernel/mm/transparent_hugepage) -----------------------
+THP_ORDERS = 0x3FF  # bit n: folios of order n for every mapping; 9 is the PMD's
+THP_ADVISED = 16  # shift: ... for mappings with VM_HUGEPAGE
+THP_ZERO_PAGE = 1 << 30  # use_zero_page
+THP_DISABLED = 1 << 31  # prctl(PR_SET_THP_DISABLE)
+PMD_ORDER = 9
 
 # ---- S.g: numbers of the whole host -----------------------------------------------------------
 G_FULL = 0  # 1 + G_POOLS index of the pool that ran out; the state is then no longer right
@@ -158,11 +194,21 @@ G_BLOCKS_TOP = 6
 G_CLASS = 8  # 32 columns: free blocks by size class
 G_POOLS = 40  # per pool: top (first never used), free list's head, in use, capacity
 POOL_COLUMNS = 4
-POOL_MM, POOL_VMA, POOL_PMD, POOL_PTE, POOL_ENT, POOL_OBJ, POOL_BLOCKS = range(7)
-POOL_NAMES = ("mms", "mappings", "PMD pages", "PTE pages", "PTE pages with entries of their own", "files", "blocks")
-G_COLUMNS = 72
+POOL_MM, POOL_VMA, POOL_PMD, POOL_PTE, POOL_ENT, POOL_OBJ, POOL_BLOCKS, POOL_FOLIO, POOL_FROW = range(9)
+POOL_NAMES = (
+    "mms",
+    "mappings",
+    "PMD pages",
+    "PTE pages",
+    "PTE pages with entries of their own",
+    "files",
+    "blocks",
+    "large folios",
+    "PTE pages that map large folios",
+)
+G_COLUMNS = 80
 
-# ---- transitions: what an operation makes of an entry (uint8 -> uint8), by operation ------------
+# ---- transitions: what an operation makes of an entry's code, by operation -----------------------
 (
     T_ZAP,
     T_READ,
@@ -178,34 +224,38 @@ G_COLUMNS = 72
     T_FILL_FILE,
     T_FILL_SHMEM,
     T_FILL_PFN,
+    T_POPULATE,
     T_SET,
-) = range(15)
+) = range(16)
 N_TRANSITIONS = T_SET + N_STATES  # T_SET + state: becomes that state whatever it was
 
 
 def _transitions() -> np.ndarray:
     """int64[N_TRANSITIONS, E_CODES] (a kernel's integers are all int64); kernel-rules.md, section 2."""
     table = np.tile(np.arange(E_CODES, dtype=np.int64), (N_TRANSITIONS, 1))
-    lazy = E_ANON | E_LAZY
+    swapped = (E_SWAP, E_SWAP | E_BLANK)
+    anon = [E_ANON | lazy | blank for lazy in (0, E_LAZY) for blank in (0, E_BLANK)]
 
     table[T_ZAP] = E_NONE  # mm/memory.c zap_pte_range; a guard marker stays in MADV_DONTNEED
     table[T_ZAP, E_GUARD] = E_GUARD
     table[T_UNMAP_ALL] = E_NONE  # munmap, exit
 
     table[T_READ, E_NONE] = E_ZERO  # do_anonymous_page
-    table[T_READ, E_SWAP] = E_ANON  # do_swap_page
-    for code in (E_NONE, E_ZERO, E_SWAP, lazy):
-        table[T_WRITE, code] = E_ANON
+    table[T_READ, swapped] = (E_ANON, E_ANON | E_BLANK)  # do_swap_page
+    table[T_WRITE, [E_NONE, E_ZERO, *swapped, *anon]] = E_ANON
     table[T_WRITE_FILE] = table[T_WRITE]  # do_cow_fault, do_wp_page of a private file mapping
     for code in (E_FILE, E_SHMEM):
         table[T_WRITE_FILE, code] = E_ANON
 
-    table[T_FREE, E_ANON] = lazy  # madvise_free_pte_range
-    table[T_FREE, E_SWAP] = E_NONE
-    table[T_SWAP_OUT, E_ANON] = E_SWAP
-    table[T_SWAP_OUT, lazy] = E_SWAP
-    table[T_DROP, E_ANON] = E_NONE  # whether it was clean is known to the folio, so the trace is believed
-    table[T_DROP, lazy] = E_NONE
+    # a write by the kernel, which brings no data: populate, mlock
+    table[T_POPULATE, [E_NONE, E_ZERO]] = E_ANON | E_BLANK
+    table[T_POPULATE, swapped] = (E_ANON, E_ANON | E_BLANK)
+    for code in anon:
+        table[T_POPULATE, code] = code & ~E_LAZY
+        table[T_FREE, code] = code | E_LAZY  # madvise_free_pte_range
+        table[T_SWAP_OUT, code] = E_SWAP | (code & E_BLANK)
+    table[T_FREE, swapped] = E_NONE
+    table[T_DROP, anon] = E_NONE  # whether it was clean is known to the folio, so the trace is believed
     table[T_DROP, E_FILE] = E_NONE
     table[T_DROP, E_SHMEM] = E_NONE
 

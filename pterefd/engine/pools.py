@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
+    F_NEXT,
+    FOLIO_COLUMNS,
+    FROW_COLUMNS,
     G_FULL,
     G_POOLS,
     M_NEXT,
@@ -19,6 +22,8 @@ from pterefd.engine.layout import (
     PMD_NEXT,
     POOL_COLUMNS,
     POOL_ENT,
+    POOL_FOLIO,
+    POOL_FROW,
     POOL_MM,
     POOL_OBJ,
     POOL_PMD,
@@ -139,6 +144,7 @@ def take_ent(s):
         s.g[base + 1] = s.entref[head]
         s.g[base + 2] += 1
     s.entref[head] = 1
+    s.entfol[head] = 0
     return head
 
 
@@ -153,3 +159,31 @@ def drop_ent(s, x):
         s.entref[x] = s.g[base + 1]
         s.g[base + 1] = x
         s.g[base + 2] -= 1
+
+
+@kernel
+def take_folio(s):
+    """A large folio's record, all zero."""
+    f = _take(s, POOL_FOLIO, s.fol, F_NEXT)
+    for c in range(FOLIO_COLUMNS):
+        s.fol[f, c] = 0
+    return f
+
+
+@kernel
+def give_folio(s, f):
+    _give(s, POOL_FOLIO, s.fol, F_NEXT, f)
+
+
+@kernel
+def take_frow(s):
+    """A row that says which folios a PTE page's entries map: none yet."""
+    r = _take(s, POOL_FROW, s.frow, 0)
+    for c in range(FROW_COLUMNS):
+        s.frow[r, c] = 0
+    return r
+
+
+@kernel
+def give_frow(s, r):
+    _give(s, POOL_FROW, s.frow, 0, r)

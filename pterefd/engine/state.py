@@ -40,6 +40,9 @@ TABLES: dict[str, tuple[type, int]] = {
     "pte": (np.int32, lo.PTE_COLUMNS),
     "ent": (np.uint8, lo.ENTRIES_PER_TABLE),
     "entref": (np.int32, 0),
+    "entfol": (np.int32, 0),
+    "fol": (np.int64, lo.FOLIO_COLUMNS),
+    "frow": (np.int32, lo.FROW_COLUMNS),
     "obj": (np.int64, lo.OBJ_COLUMNS),
     "key": (np.int64, 0),
     "val": (np.int64, 0),
@@ -51,13 +54,15 @@ TABLES: dict[str, tuple[type, int]] = {
 
 @dataclass(slots=True)
 class State:
-    """A host's tables. Index 0 of mm, vma, pmd, pte, ent and obj is never a record: 0 means none.
+    """A host's tables. Index 0 of mm, vma, pmd, pte, ent, fol, frow and obj is never a record: 0 means none.
 
     g       int64[G_COLUMNS]: numbers of the whole host
     mm      int64[mms, MM_COLUMNS]          vma  int64[mappings, VMA_COLUMNS]
     pmd     int32[PMD pages, PMD_COLUMNS]   pte  int32[PTE pages, PTE_COLUMNS]
     ent     uint8[n, 512]: entries of PTE pages that are not uniform
     entref  int32[n]: PTE pages that share the row of ent; next free one where unused
+    entfol  int32[n]: the row of frow beside the row of ent; 0 where no entry maps a large folio
+    fol     int64[folios, FOLIO_COLUMNS]    frow  int32[n, FROW_COLUMNS]
     obj     int64[files, OBJ_COLUMNS]
     key     int64[blocks]: sorted keys ...  val  int64[blocks]: ... and their values
     pids    int32[pid_max]: pid -> mm, 0 none
@@ -72,6 +77,9 @@ class State:
     pte: Array
     ent: Array
     entref: Array
+    entfol: Array
+    fol: Array
+    frow: Array
     obj: Array
     key: Array
     val: Array

@@ -10,7 +10,11 @@ from pterefd.engine import blocks
 from pterefd.engine.entries import free_page, kind_of, new_page
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
+    E_ANON,
+    E_FILE,
+    E_HUGE,
     E_NONE,
+    E_SHMEM,
     K_EMPTY,
     M_E,
     M_NPMD,
@@ -257,5 +261,5 @@ def free_reclaimable(s, m, empty, zero, most):
 
 @kernel
 def resident(s, m):
-    """Pages in RSS: file, anon and shmem (mm_counter)."""
-    return s.mm[m, M_E + 2] + s.mm[m, M_E + 3] + s.mm[m, M_E + 4]
+    """Pages in RSS: anon, file and shmem (mm_counter)."""
+    return s.mm[m, M_E + E_ANON] + s.mm[m, M_E + E_HUGE] + s.mm[m, M_E + E_FILE] + s.mm[m, M_E + E_SHMEM]

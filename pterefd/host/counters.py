@@ -10,7 +10,8 @@ from pterefd.engine import layout as lo
 class MmCounters(NamedTuple):
     """Sizes in bytes, entries and mappings as counts, last_fault_ns in the trace's time.
 
-    present_entries counts as pagemap's bit 63 does: the zero page too.
+    present_entries counts as pagemap's bit 63 does: the zero pages too, small and huge; zero_entries the small one.
+    anon_huge_bytes (AnonHugePages) is part of anon_bytes.
     """
 
     pgtables_bytes: int
@@ -22,6 +23,7 @@ class MmCounters(NamedTuple):
     mixed_bytes: int
     unlocated_bytes: int
     anon_bytes: int
+    anon_huge_bytes: int
     file_bytes: int
     shmem_bytes: int
     swap_bytes: int
@@ -57,7 +59,8 @@ def from_row(row: Any) -> MmCounters:
     """The counters in an mm's row (int64[MM_COLUMNS])."""
     r = row.tolist()
     tables = r[lo.M_NPTE] + r[lo.M_NPMD] + r[lo.M_NPUD] + r[lo.M_UNLOCATED]
-    anon, file, shmem = r[lo.M_E + lo.E_ANON], r[lo.M_E + lo.E_FILE], r[lo.M_E + lo.E_SHMEM]
+    huge = r[lo.M_E + lo.E_HUGE]
+    anon, file, shmem = r[lo.M_E + lo.E_ANON] + huge, r[lo.M_E + lo.E_FILE], r[lo.M_E + lo.E_SHMEM]
     zero = r[lo.M_E + lo.E_ZERO]
     pages = {
         "pgtables_bytes": tables,
@@ -69,6 +72,7 @@ def from_row(row: Any) -> MmCounters:
         "mixed_bytes": r[lo.M_MIXED],
         "unlocated_bytes": r[lo.M_UNLOCATED],
         "anon_bytes": anon,
+        "anon_huge_bytes": huge,
         "file_bytes": file,
         "shmem_bytes": shmem,
         "swap_bytes": r[lo.M_E + lo.E_SWAP],
@@ -85,7 +89,7 @@ def from_row(row: Any) -> MmCounters:
     return MmCounters(
         **{name: count * lo.PAGE for name, count in pages.items()},
         zero_entries=zero,
-        present_entries=zero + anon + file + shmem + r[lo.M_E + lo.E_PFN],
+        present_entries=zero + r[lo.M_E + lo.E_HUGE_ZERO] + anon + file + shmem + r[lo.M_E + lo.E_PFN],
         swap_entries=r[lo.M_E + lo.E_SWAP],
         guard_entries=r[lo.M_E + lo.E_GUARD],
         vmas=r[lo.M_VMAS + 1],

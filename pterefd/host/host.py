@@ -167,7 +167,9 @@ class Host:
         if batch.err[i] and op in (ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT):
             return True  # a call that failed has made and ended nothing
         if op == ev.OP_EXEC:
-            self._exec(pid, batch.side[arg], now)
+            self._exec(pid, batch.side[arg], now, batch.thp)
+        elif op == ev.OP_THP:
+            self._set_thp(pid, arg != 0)
         elif op == ev.OP_FORK:
             self._fork(pid, arg, now)
         elif op == ev.OP_EXIT:
@@ -203,11 +205,12 @@ class Host:
 
     # ---- processes ----------------------------------------------------------------------------
 
-    def _exec(self, pid: int, fields: dict[str, Any], now: int) -> None:
+    def _exec(self, pid: int, fields: dict[str, Any], now: int, thp: int) -> None:
         old = self._processes.get(pid)
         if old is not None:
+            thp |= int(self._s.mm[old.mm, lo.M_THP]) & lo.THP_DISABLED  # MMF_INIT_MASK: exec keeps it
             self._teardown(old)
-        mm = int(new_mm(self._s, pid, self.profile.flags))
+        mm = int(new_mm(self._s, pid, self.profile.flags, thp))
         given = {name: fields[name] for name in ("uid", "gid", "oom_score_adj") if fields.get(name) is not None}
         process = Process(pid, mm, fields["comm"], list(fields.get("cmdline") or []), start_ns=now, **given)
         if old is not None:
@@ -221,6 +224,15 @@ class Host:
             return
         mm = int(fork(self._s, parent.mm, child))
         self._appear(parent.child(child, mm, now))
+
+    def _set_thp(self, pid: int, disabled: bool) -> None:
+        """prctl(PR_SET_THP_DISABLE)."""
+        process = self._processes.get(pid)
+        if process is None:
+            self._s.g[lo.G_SKIPPED] += 1
+            return
+        thp = int(self._s.mm[process.mm, lo.M_THP])
+        self._s.mm[process.mm, lo.M_THP] = thp | lo.THP_DISABLED if disabled else thp & ~lo.THP_DISABLED
 
     def _appear(self, process: Process) -> None:
         """A new mm is published before anybody can see its pid."""

@@ -60,7 +60,7 @@ class HostView:
     mixed_bytes = _bytes(lo.M_MIXED)
     unlocated_bytes = _bytes(lo.M_UNLOCATED)
     pgtables_bytes = _bytes(lo.M_NPTE, lo.M_NPMD, lo.M_NPUD, lo.M_UNLOCATED)
-    anon_bytes = _bytes(lo.M_E + lo.E_ANON)
+    anon_bytes = _bytes(lo.M_E + lo.E_ANON, lo.M_E + lo.E_HUGE)
     file_bytes = _bytes(lo.M_E + lo.E_FILE)
     shmem_bytes = _bytes(lo.M_E + lo.E_SHMEM)
     swap_bytes = _bytes(lo.M_E + lo.E_SWAP)

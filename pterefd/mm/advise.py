@@ -5,12 +5,12 @@ The walk goes on over holes (ENOMEM at the end) and ends at a mapping that refus
 
 from __future__ import annotations
 
-from pterefd.engine.entries import apply
+from pterefd.engine.entries import apply, is_huge
+from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     M_PROFILE,
     SPAN,
-    T_FREE,
     T_GUARD,
     T_UNGUARD,
     V_END,
@@ -36,6 +36,7 @@ from pterefd.engine.layout import (
 from pterefd.engine.tables import entry_index, make_page, span_index
 from pterefd.mm.events import ADVICE_CODE
 from pterefd.mm.files import punch
+from pterefd.mm.huge import AGE_COLD, AGE_FREE, AGE_PAGEOUT, age, collapse
 from pterefd.mm.populate import EINVAL, ENOMEM, fault_in
 from pterefd.mm.profile import PF_GUARD
 from pterefd.mm.unmap import change_range, note_rss, zap_dontneed
@@ -53,6 +54,7 @@ A_POPULATE_READ = ADVICE_CODE["populate_read"]
 A_POPULATE_WRITE = ADVICE_CODE["populate_write"]
 A_HUGEPAGE = ADVICE_CODE["hugepage"]
 A_NOHUGEPAGE = ADVICE_CODE["nohugepage"]
+A_COLLAPSE = ADVICE_CODE["collapse"]
 A_DONTFORK = ADVICE_CODE["dontfork"]
 A_DOFORK = ADVICE_CODE["dofork"]
 A_WIPEONFORK = ADVICE_CODE["wipeonfork"]
@@ -133,18 +135,26 @@ def _install_guards(s, m, k, start, end):
         high = min((addr & ~(SPAN - 1)) + SPAN, end)
         t = make_page(s, m, addr)
         i = span_index(addr)
+        if is_huge(s, s.pmd[t, i]):  # zapped first: the new PTE page takes the deposit's place
+            split_pmd(s, m, t, i)
         apply(s, m, t, i, s.pmd[t, i], entry_index(addr), ((high - 1) >> 12 & 511) + 1, T_GUARD)
         addr = high
 
 
 @kernel
 def _act(s, m, k, start, end, advice):
-    """The advice on one mapping's piece [start, end)."""
+    """The advice on one mapping's piece [start, end). False: it failed there, and the call ends (EINVAL)."""
     v = vma_record(s, m, k)
     if advice == A_DONTNEED or advice == A_DONTNEED_LOCKED:
         zap_dontneed(s, m, start, end)
     elif advice == A_FREE:
-        change_range(s, m, start, end, T_FREE)
+        age(s, m, start, end, AGE_FREE)
+    elif advice == A_COLD:
+        age(s, m, start, end, AGE_COLD)
+    elif advice == A_PAGEOUT:
+        age(s, m, start, end, AGE_PAGEOUT)
+    elif advice == A_COLLAPSE:
+        return collapse(s, m, k, start, end)
     elif advice == A_GUARD_INSTALL:
         _install_guards(s, m, k, start, end)
     elif advice == A_GUARD_REMOVE:
@@ -157,6 +167,7 @@ def _act(s, m, k, start, end, advice):
         wanted = _new_flags(flags, advice)
         if wanted >= 0 and wanted != flags:
             modify_range(s, m, k, start, end, wanted)
+    return True
 
 
 @kernel
@@ -197,6 +208,7 @@ def madvise(s, m, start, end, advice):
         piece = min(end, s.vma[v, V_END])
         if _refuses(s.vma[v, V_FLAGS], s.vma[v, V_OBJ], advice):
             return EINVAL
-        _act(s, m, k, addr, piece, advice)
+        if not _act(s, m, k, addr, piece, advice):
+            return EINVAL
         addr = piece
     return error

@@ -34,6 +34,7 @@ OPS = (
     "thread_exit",
     "free_ptes",
     "expect",
+    "thp",
 )
 OP_CODE = {name: code for code, name in enumerate(OPS)}
 (
@@ -57,6 +58,7 @@ OP_CODE = {name: code for code, name in enumerate(OPS)}
     OP_THREAD_EXIT,
     OP_FREE_PTES,
     OP_EXPECT,
+    OP_THP,
 ) = range(len(OPS))
 
 # ---- madvise advice codes: the index in ADVICE ---------------------------------------------
@@ -152,9 +154,10 @@ class Batch:
             madvise     index in ADVICE
             mlock       1 with onfault
             swap_out    1 with dropped
-            state       index in ENTRIES, plus STATE_TABLES where `tables` is true
+            state       index in ENTRIES, plus STATE_TABLES where `tables` is true, STATE_HUGE where `huge` is
             fork        pid of the child
             thread, thread_exit   tid
+            thp         1 with disabled
             truncate, cache       index in `paths`
             mmap, mremap          row of `ext`
             exec, expect          index in `side`
@@ -163,6 +166,7 @@ class Batch:
     ext   int64[k, EXT_COLUMNS], what mmap and mremap carry beyond the columns (X_*)
     side  what only Python looks at: the fields of exec and expect, as decoded (dict, without op and pid)
     paths the trace's path names; the list grows from batch to batch, indices stay
+    thp   what the trace's machine gives huge pages to: M_THP of engine/layout.py
     first index in the trace of the batch's first event, from 0; where a source can name a line,
           `where(i)` gives it
     """
@@ -178,9 +182,11 @@ class Batch:
     side: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     first: int = 0
+    thp: int = 0
 
     def __len__(self) -> int:
         return int(self.op.shape[0])
 
 
 STATE_TABLES = 1 << 8
+STATE_HUGE = 1 << 9

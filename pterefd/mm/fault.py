@@ -6,7 +6,7 @@ Where the entry already allows an access nothing changes, so an access and a fau
 from __future__ import annotations
 
 from pterefd.engine.entries import apply, apply_one, entry_at
-from pterefd.engine.jit import kernel
+from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     E_GUARD,
     E_NONE,
@@ -18,6 +18,7 @@ from pterefd.engine.layout import (
     M_FAULTS,
     PAGE,
     SPAN,
+    T_POPULATE,
     T_READ,
     T_WRITE,
     T_WRITE_FILE,
@@ -35,6 +36,7 @@ from pterefd.engine.layout import (
 )
 from pterefd.engine.tables import entry_index, make_page, make_pmd, page_of, span_index
 from pterefd.mm.files import beyond_end, cache_page, map_page, read_fault
+from pterefd.mm.huge import ACCESS_POPULATE, huge_access, write_entries
 from pterefd.mm.vma import account, add_range, prepare_anon, set_start, vma_at, vma_count, vma_first, vma_record
 
 STACK_GUARD_PAGES = 256  # stack_guard_gap
@@ -97,10 +99,18 @@ def mapping_for(s, m, addr, end, failed, imply):
     return add_range(s, m, addr, end, VM_READ | VM_WRITE | VM_IMPLIED, addr >> 12, -1, 0, 0, False, True)
 
 
+@inline
+def write_of(write):
+    """The transition of an anonymous page that is written to."""
+    return T_POPULATE if write == ACCESS_POPULATE else T_WRITE
+
+
 @kernel
 def _fault_anon(s, m, k, addr, write):
-    """do_anonymous_page, do_wp_page, do_swap_page of one page."""
+    """do_anonymous_page, do_wp_page, do_swap_page of one page, or what a huge page has instead."""
     v = vma_record(s, m, k)
+    if s.vma[v, V_OBJ] < 0 and huge_access(s, m, k, addr, addr + PAGE, write):
+        return True
     t = make_page(s, m, addr)
     i = span_index(addr)
     p = s.pmd[t, i]
@@ -110,7 +120,8 @@ def _fault_anon(s, m, k, addr, write):
         return False
     if write:
         prepare_anon(s, m, k)
-        changed = apply_one(s, m, t, i, p, j, T_WRITE_FILE if s.vma[v, V_OBJ] > 0 else T_WRITE)
+        write_entries(s, m, v, t, i, addr, addr + PAGE)
+        changed = apply_one(s, m, t, i, p, j, T_WRITE_FILE if s.vma[v, V_OBJ] > 0 else write_of(write))
     else:
         changed = apply_one(s, m, t, i, p, j, T_READ)
     if changed:
@@ -146,14 +157,17 @@ def _fault_file(s, m, k, addr, write):
         return False
     if private:
         cache_page(s, v, addr)  # do_cow_fault copies a page that __do_fault brought into the page cache
-        return _fault_anon(s, m, k, addr, True)
+        return _fault_anon(s, m, k, addr, write)
     map_page(s, m, v, addr)
     return True
 
 
 @kernel
 def fault_page(s, m, k, addr, write):
-    """One page of the k-th mapping, access rights checked. False: the access failed (a signal)."""
+    """One page of the k-th mapping, access rights checked. False: the access failed (a signal).
+
+    write: ACCESS_* of mm/huge.py.
+    """
     v = vma_record(s, m, k)
     flags = s.vma[v, V_FLAGS]
     if flags & VM_HUGETLB:
@@ -168,11 +182,16 @@ def fault_page(s, m, k, addr, write):
 
 
 @kernel
-def fill_span(s, m, addr, end, write):
+def fill_span(s, m, k, addr, end, write):
     """Pages of one span, of anonymous memory that allows the access; guard markers are left alone."""
+    if huge_access(s, m, k, addr, end, write):
+        return
     t = make_page(s, m, addr)
     i = span_index(addr)
-    apply(s, m, t, i, s.pmd[t, i], entry_index(addr), ((end - 1) >> 12 & 511) + 1, T_WRITE if write else T_READ)
+    if write:
+        write_entries(s, m, vma_record(s, m, k), t, i, addr, end)
+    transition = write_of(write) if write else T_READ
+    apply(s, m, t, i, s.pmd[t, i], entry_index(addr), ((end - 1) >> 12 & 511) + 1, transition)
 
 
 @kernel
@@ -200,5 +219,5 @@ def fault_range(s, m, start, end, write, failed, imply):
             s.mm[m, M_FAULTS] += (piece - addr) >> 12
             while addr < piece:
                 high = min((addr & ~(SPAN - 1)) + SPAN, piece)
-                fill_span(s, m, addr, high, write)
+                fill_span(s, m, k, addr, high, write)
                 addr = high

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pterefd.engine import blocks
-from pterefd.engine.entries import apply_one, entry_at, kind_of, new_page, note_kind
+from pterefd.engine.entries import entry_at, is_huge, kind_of, new_page, note_kind, own_row, set_entry
+from pterefd.engine.folios import map_folio, member, set_member
+from pterefd.engine.huge import share_huge
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     E_NONE,
     E_STATE,
     E_WP,
+    FROW_OWNED,
+    FROW_SHIFT,
     G_NEXT_ANON,
     K_EMPTY,
     M_ALIVE,
@@ -16,17 +20,18 @@ from pterefd.engine.layout import (
     M_BRK,
     M_E,
     M_HIWATER_RSS,
+    M_MOVED,
     M_PID,
     M_PROFILE,
     M_SLOTS,
     M_START_BRK,
+    M_THP,
     M_VMAS,
     P_ENT,
     P_REF,
     PGD_SHIFT,
     SLOT_SHIFT,
     SPAN,
-    T_SET,
     V_ANON,
     V_CHAIN,
     V_END,
@@ -56,12 +61,13 @@ from pterefd.mm.vma import account, copy_vma, drop_vma, pages_of, put_vma, vma_c
 
 
 @kernel
-def new_mm(s, pid, profile):
-    """A fresh, empty mm of pid. Returns its record, 0 where the pool is full."""
+def new_mm(s, pid, profile, thp):
+    """A fresh, empty mm of pid; profile: PF_* bits, thp: THP_* bits. Returns its record, 0 where the pool is full."""
     m = take_mm(s)
     s.mm[m, M_PID] = pid
     s.mm[m, M_ALIVE] = 1
     s.mm[m, M_PROFILE] = profile
+    s.mm[m, M_THP] = thp
     s.pids[pid] = m
     return m
 
@@ -85,8 +91,14 @@ def _share_page(s, m, c, span):
     i = span_index(span)
     p = s.pmd[t, i]
     u = make_pmd(s, c, span)
-    q = new_page(s, c, u, i, E_NONE)
+    if is_huge(s, p):
+        share_huge(s, m, p, c, u, i)
+        return
     e = s.pte[p, P_ENT]
+    if e > 0 and s.entfol[e]:
+        _copy_entries(s, m, c, span, span + SPAN)
+        return
+    q = new_page(s, c, u, i, E_NONE)
     ref = s.pte[p, P_REF]
     s.pte[q, P_ENT] = e
     s.pte[q, P_REF] = ref
@@ -111,7 +123,13 @@ def _copy_entries(s, m, c, low, high):
     for j in range(entry_index(low), ((high - 1) >> 12 & 511) + 1):
         code = entry_at(s, p, j)
         if code != E_NONE and code != E_WP:
-            apply_one(s, c, u, i, q, j, T_SET + (code & E_STATE))
+            set_entry(s, c, u, i, q, j, code)
+            x = s.pte[p, P_ENT]
+            v = member(s, x, j) & ~FROW_OWNED if x > 0 else 0
+            if v:  # mapped by both from now on, and exclusive to neither
+                set_member(s, x, j, v)
+                set_member(s, own_row(s, q), j, v)
+                map_folio(s, v >> FROW_SHIFT, c, 1)
 
 
 @kernel
@@ -152,12 +170,13 @@ def fork(s, m, pid):
     A mapping is copied with its tables where it has an anon_vma, a guard marker or raw frames
     (vma_needs_copy); others stay without until they are touched.
     """
-    c = new_mm(s, pid, s.mm[m, M_PROFILE])
+    c = new_mm(s, pid, s.mm[m, M_PROFILE], s.mm[m, M_THP])
     if c == 0:
         return 0
     s.mm[c, M_START_BRK] = s.mm[m, M_START_BRK]
     s.mm[c, M_BRK] = s.mm[m, M_BRK]
     s.mm[c, M_BEGUN] = 1
+    s.mm[c, M_MOVED] = s.mm[m, M_MOVED]
     for k in range(vma_count(s, m)):
         v = vma_record(s, m, k)
         flags = s.vma[v, V_FLAGS]

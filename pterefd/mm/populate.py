@@ -29,6 +29,7 @@ from pterefd.engine.layout import (
     VM_WRITE,
 )
 from pterefd.mm.fault import allows, fault_page, fill_span
+from pterefd.mm.huge import ACCESS_POPULATE, ACCESS_READ
 from pterefd.mm.vma import modify_range, prepare_anon, vma_at, vma_count, vma_first, vma_record
 
 ENOMEM = 12
@@ -44,7 +45,8 @@ def fault_in(s, m, k, start, end, write, force):
     """
     v = vma_record(s, m, k)
     flags = s.vma[v, V_FLAGS]
-    if not allows(flags, write) or not (write or force or flags & VM_READ):
+    access = ACCESS_POPULATE if write else ACCESS_READ
+    if not allows(flags, access) or not (write or force or flags & VM_READ):
         return False
     addr = start
     if s.vma[v, V_OBJ] < 0 and not flags & (VM_MAYBE_GUARD | VM_HUGETLB):
@@ -52,11 +54,11 @@ def fault_in(s, m, k, start, end, write, force):
             prepare_anon(s, m, k)
         while addr < end:
             high = min((addr & ~(SPAN - 1)) + SPAN, end)
-            fill_span(s, m, addr, high, write)
+            fill_span(s, m, k, addr, high, access)
             addr = high
         return True
     while addr < end:
-        if not fault_page(s, m, k, addr, write):
+        if not fault_page(s, m, k, addr, access):
             return False
         addr += PAGE
     return True

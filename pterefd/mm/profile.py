@@ -15,6 +15,7 @@ PF_REALIGN = 8  # mremap rounds down to whole spans (try_realign_addr, 6.7)
 PF_MREMAP_MANY = 16  # mremap of several mappings at once (6.17)
 PF_GUARD = 32  # MADV_GUARD_INSTALL (6.13)
 PF_STACK = 64  # MAP_STACK sets VM_NOHUGEPAGE, so thread stacks join nothing else (6.7)
+PF_COLLAPSE = 1 << 20  # MADV_COLLAPSE (6.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,16 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("v5.19", 0, "Linux 5.19: no table freed short of munmap"),
-        Profile("v6.1", 0, "Linux 6.1: as v5.19", measured=True),
-        Profile("v6.12", PF_MMAP3 | PF_REALIGN | PF_STACK, "Linux 6.12", measured=True),
-        Profile("v6.14", PF_MMAP3 | PF_REALIGN | PF_STACK | PF_GUARD | PF_RECLAIM, "Linux 6.14 with PT_RECLAIM"),
+        Profile("v6.1", PF_COLLAPSE, "Linux 6.1: as v5.19", measured=True),
+        Profile("v6.12", PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK, "Linux 6.12", measured=True),
+        Profile(
+            "v6.14",
+            PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK | PF_GUARD | PF_RECLAIM,
+            "Linux 6.14 with PT_RECLAIM",
+        ),
         Profile(
             "v6.18",
-            PF_MMAP3 | PF_REALIGN | PF_STACK | PF_GUARD | PF_RECLAIM | PF_MERGE | PF_MREMAP_MANY,
+            PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK | PF_GUARD | PF_RECLAIM | PF_MERGE | PF_MREMAP_MANY,
             "Linux 6.18 with PT_RECLAIM",
             measured=True,
         ),

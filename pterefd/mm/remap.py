@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pterefd.engine.entries import apply_one, entry_at, kind_of, note_kind
+from pterefd.engine.entries import entry_at, is_huge, kind_of, note_kind, own_row, set_entry
+from pterefd.engine.folios import clear_member, member, set_member
+from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     E_NONE,
-    E_STATE,
     K_NO_PAGE,
     M_BRK,
     M_DEF_FLAGS,
     M_LOCKED_VM,
+    M_MOVED,
     M_PROFILE,
     M_START_BRK,
     O_KIND,
@@ -20,13 +22,12 @@ from pterefd.engine.layout import (
     OBJ_SHMEM,
     OBJ_VDSO,
     OBJ_VVAR,
+    P_ENT,
     P_REF,
     PAGE,
     PMD_PAGES,
     SLOT,
     SPAN,
-    T_SET,
-    T_UNMAP_ALL,
     V_ANON,
     V_CHAIN,
     V_END,
@@ -195,6 +196,18 @@ def _move_page(s, m, old, new):
 
 
 @kernel
+def take_member(s, p, j):
+    """What folio's page entry j of the page maps (engine/folios.py member), and no longer does; its counts stay."""
+    x = s.pte[p, P_ENT]
+    if x <= 0:
+        return 0
+    v = member(s, x, j)
+    if v:
+        clear_member(s, x, j)
+    return v
+
+
+@kernel
 def _move_entries(s, m, old, new, length):
     """move_ptes: entries one by one, after pte_alloc at the destination. The source page stays."""
     t = pmd_of(s, m, old)
@@ -210,14 +223,18 @@ def _move_entries(s, m, old, new, length):
     for n in range(length >> 12):
         code = entry_at(s, p, a + n)
         if code != E_NONE:
-            apply_one(s, m, t, i, p, a + n, T_UNMAP_ALL)
-            apply_one(s, m, u, j, q, b + n, T_SET + (code & E_STATE))
+            v = take_member(s, p, a + n)
+            set_entry(s, m, t, i, p, a + n, E_NONE)
+            set_entry(s, m, u, j, q, b + n, code)
+            if v:
+                set_member(s, own_row(s, q), b + n, v)
 
 
 @kernel
 def _move_page_tables(s, m, old, new, length):
-    """move_page_tables: whole PMD pages, whole PTE pages, or entry by entry."""
+    """move_page_tables: whole PMD pages, whole PTE pages and huge pages, or entry by entry."""
     end = old + length
+    s.mm[m, M_MOVED] = 1
     while old < end:
         step = _extent(old, new, end, SLOT)
         t = pmd_of(s, m, old)
@@ -237,6 +254,8 @@ def _move_page_tables(s, m, old, new, length):
             if step == SPAN and s.pmd[u, span_index(new)] == 0:
                 _move_page(s, m, old, new)
             else:
+                if is_huge(s, s.pmd[t, span_index(old)]):
+                    split_pmd(s, m, t, span_index(old))
                 _move_entries(s, m, old, new, step)
         old += step
         new += step

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pterefd.engine.entries import apply_one, entry_at
+from pterefd.engine.entries import apply_one, entry_at, free_page, is_huge
+from pterefd.engine.folios import note_written
+from pterefd.engine.huge import huge_state, make_huge, make_huge_zero, split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     E_ANON,
     E_GUARD,
+    E_HUGE,
+    E_HUGE_ZERO,
     E_STATE,
     E_SWAP,
     G_FULL,
@@ -19,10 +23,12 @@ from pterefd.engine.layout import (
     M_DIRTY,
     M_FAULTS,
     M_LAST_FAULT,
+    P_ENT,
     PAGE,
     POOL_COLUMNS,
     POOL_MM,
     SPAN,
+    SPAN_SHIFT,
     T_DROP,
     T_READ,
     T_SET,
@@ -39,7 +45,7 @@ from pterefd.engine.layout import (
     VM_READ,
     VM_WRITE,
 )
-from pterefd.engine.tables import entry_index, make_page, pmd_of, span_index
+from pterefd.engine.tables import entry_index, make_page, make_pmd, pmd_of, span_index
 from pterefd.mm.advise import madvise
 from pterefd.mm.events import (
     OP_BRK,
@@ -55,6 +61,7 @@ from pterefd.mm.events import (
     OP_STATE,
     OP_SWAP_OUT,
     OP_TRUNCATE,
+    STATE_HUGE,
     STATE_TABLES,
     X_DONTUNMAP,
     X_FILE_SIZE,
@@ -67,6 +74,7 @@ from pterefd.mm.events import (
 )
 from pterefd.mm.fault import fault_page, fault_range, mapping_for
 from pterefd.mm.files import drop_cached, note_cache, truncate
+from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
 from pterefd.mm.populate import mlock, mprotect, munlock
 from pterefd.mm.remap import brk, mmap, mremap
 from pterefd.mm.unmap import change_range, munmap, note_rss
@@ -103,14 +111,33 @@ def set_state(s, m, start, end, state, tables):
         piece = min(end, s.vma[v, V_END])
         if state == E_GUARD:
             s.vma[v, V_FLAGS] |= VM_MAYBE_GUARD
-        if state == E_ANON or state == E_SWAP:
+        if state == E_ANON or state == E_SWAP or state >= E_HUGE_ZERO:
             prepare_anon(s, m, k)
         while addr < piece:
             high = min((addr & ~(SPAN - 1)) + SPAN, piece)
-            if state != 0 or tables or pmd_of(s, m, addr):
+            if state >= E_HUGE_ZERO and high - addr == SPAN:
+                changed |= _set_huge(s, m, addr, state)
+            elif state != 0 or tables or pmd_of(s, m, addr):
                 changed |= _set_span(s, m, addr, high, state, tables)
             addr = high
     return changed
+
+
+@kernel
+def _set_huge(s, m, span, state):
+    """A PMD entry maps the span: a folio, all of it written to as nobody knows better, or the huge zero page."""
+    t = make_pmd(s, m, span)
+    i = span_index(span)
+    p = s.pmd[t, i]
+    if p and is_huge(s, p) and huge_state(s, p) == state:
+        return False
+    if p:
+        free_page(s, m, t, i)
+    if state == E_HUGE:
+        note_written(s, make_huge(s, m, t, i, span >> SPAN_SHIFT), 0, 512)
+    else:
+        make_huge_zero(s, m, t, i)
+    return True
 
 
 @kernel
@@ -125,6 +152,12 @@ def _set_span(s, m, addr, end, state, tables):
         changed = True
         t = make_page(s, m, addr)
     p = s.pmd[t, i]
+    if is_huge(s, p):
+        changed = True
+        if state == 0 and not tables and end - addr == SPAN:
+            free_page(s, m, t, i)
+            return True
+        split_pmd(s, m, t, i)
     for j in range(entry_index(addr), ((end - 1) >> 12 & 511) + 1):
         if entry_at(s, p, j) & E_STATE != state:
             apply_one(s, m, t, i, p, j, T_SET + state)
@@ -158,7 +191,8 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
             if not m:
                 s.g[G_SKIPPED] += 1
             elif not (low <= a < high and length[e] == PAGE and _fault_again(s, m, a, arg[e])):
-                _fault_event(s, m, a, length[e], arg[e] != 0, err[e] != 0, imply)
+                access = ACCESS_WRITE if arg[e] != 0 else ACCESS_READ
+                _fault_event(s, m, a, length[e], access, err[e] != 0, imply)
                 v = _plain_mapping(s, m, a)
                 low = s.vma[v, V_START]
                 high = s.vma[v, V_END]
@@ -198,7 +232,10 @@ def _fault_again(s, m, addr, write):
         return False
     i = span_index(addr)
     p = s.pmd[t, i]
-    if p == 0:
+    if p == 0 or is_huge(s, p):
+        return False
+    x = s.pte[p, P_ENT]
+    if x > 0 and s.entfol[x]:
         return False
     j = entry_index(addr)
     if entry_at(s, p, j) & E_STATE == E_GUARD:
@@ -293,7 +330,10 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
         if arg:
             _uncache(s, m, addr, end)
     elif o == OP_STATE:
-        changed = set_state(s, m, addr, end, arg & (STATE_TABLES - 1), arg & STATE_TABLES != 0)
+        state = arg & (STATE_TABLES - 1)
+        if arg & STATE_HUGE:
+            state = E_HUGE if state == E_ANON else E_HUGE_ZERO
+        changed = set_state(s, m, addr, end, state, arg & STATE_TABLES != 0)
         return changed and s.mm[m, M_BEGUN] != 0
     if o != OP_MMAP and o != OP_BRK:
         s.mm[m, M_BEGUN] = 1

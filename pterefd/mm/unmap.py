@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pterefd.engine import blocks
-from pterefd.engine.entries import apply, free_page, holds
+from pterefd.engine.entries import apply, free_page, holds, is_huge
+from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     ADDRESS_END,
@@ -12,6 +13,7 @@ from pterefd.engine.layout import (
     M_PROFILE,
     M_VMAS,
     SPAN,
+    T_UNGUARD,
     T_UNMAP_ALL,
     T_ZAP,
     V_END,
@@ -31,7 +33,10 @@ def note_rss(s, m):
 
 @kernel
 def change_range(s, m, start, end, transition):
-    """A transition on every entry of [start, end) that has a PTE page; no table is made or freed."""
+    """A transition on every entry of [start, end) that has a PTE page; no table is made or freed.
+
+    A PMD entry is split, unless the transition looks for guard markers, of which there are none.
+    """
     addr = next_page(s, m, start, end)
     while addr < end:
         span = addr & ~(SPAN - 1)
@@ -39,7 +44,12 @@ def change_range(s, m, start, end, transition):
         high = min(span + SPAN, end)
         t = pmd_of(s, m, span)
         i = span_index(span)
-        apply(s, m, t, i, s.pmd[t, i], entry_index(low), ((high - 1) >> 12 & 511) + 1, transition)
+        huge = is_huge(s, s.pmd[t, i])
+        if huge and transition != T_UNGUARD:
+            split_pmd(s, m, t, i)
+            huge = False
+        if not huge:
+            apply(s, m, t, i, s.pmd[t, i], entry_index(low), ((high - 1) >> 12 & 511) + 1, transition)
         addr = next_page(s, m, span + SPAN, end)
 
 
@@ -47,7 +57,8 @@ def change_range(s, m, start, end, transition):
 def zap_dontneed(s, m, start, end):
     """zap_page_range_single of one mapping's piece, reclaim_pt set: mm/pt_reclaim.c.
 
-    A PTE page goes where the piece covers its whole span and no entry stays (guard markers do).
+    A PTE page goes where the piece covers its whole span and no entry stays (guard markers do); a huge page goes whole
+    with its deposit (zap_huge_pmd), or its PMD entry is split.
     """
     note_rss(s, m)
     reclaim = s.mm[m, M_PROFILE] & PF_RECLAIM
@@ -59,9 +70,12 @@ def zap_dontneed(s, m, start, end):
         t = pmd_of(s, m, span)
         i = span_index(span)
         p = s.pmd[t, i]
-        if reclaim and high - low == SPAN and not holds(s, p, E_GUARD):
+        huge = is_huge(s, p)
+        if high - low == SPAN and (huge or (reclaim and not holds(s, p, E_GUARD))):
             free_page(s, m, t, i)
         else:
+            if huge:
+                split_pmd(s, m, t, i)
             apply(s, m, t, i, p, entry_index(low), ((high - 1) >> 12 & 511) + 1, T_ZAP)
         addr = next_page(s, m, span + SPAN, end)
 

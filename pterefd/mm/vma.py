@@ -8,6 +8,8 @@ flags, contiguous pgoff, compatible anon_vma.
 from __future__ import annotations
 
 from pterefd.engine import blocks
+from pterefd.engine.entries import is_huge
+from pterefd.engine.huge import has_huge, split_pmd
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     G_NEXT_ANON,
@@ -21,6 +23,7 @@ from pterefd.engine.layout import (
     M_VMAS,
     O_CACHED,
     O_REFS,
+    SPAN,
     V_ANON,
     V_CHAIN,
     V_END,
@@ -38,6 +41,7 @@ from pterefd.engine.layout import (
     VM_WRITE,
 )
 from pterefd.engine.pools import give_obj, give_vma, take_vma
+from pterefd.engine.tables import pmd_of, span_index
 from pterefd.mm.profile import PF_MERGE, PF_MMAP3
 
 # ---- finding ----------------------------------------------------------------------------------
@@ -155,8 +159,19 @@ def set_start(s, m, k, start):
 
 
 @kernel
+def split_huge_at(s, m, addr):
+    """vma_adjust_trans_huge: a mapping is to begin or end at addr, so no PMD entry may map across it."""
+    if addr & (SPAN - 1) and has_huge(s, m):
+        t = pmd_of(s, m, addr)
+        i = span_index(addr)
+        if t and s.pmd[t, i] and is_huge(s, s.pmd[t, i]):
+            split_pmd(s, m, t, i)
+
+
+@kernel
 def split_vma(s, m, k, addr):
     """__split_vma: the k-th mapping ends at addr, a new one at k + 1 goes on. The anon_vma is cloned."""
+    split_huge_at(s, m, addr)
     v = vma_record(s, m, k)
     w = copy_vma(s, v)
     s.vma[w, V_START] = addr
@@ -336,6 +351,7 @@ def modify_range(s, m, k, start, end, flags):
         return k - 1
     if left:
         prev = vma_record(s, m, k - 1)
+        split_huge_at(s, m, end)
         _take_anon(s, prev, anon, chain)
         s.vma[prev, V_END] = end
         s.vma[prev, V_FLAGS] |= sticky
@@ -346,6 +362,7 @@ def modify_range(s, m, k, start, end, flags):
         return k - 1
     if right:
         nxt = vma_record(s, m, k + 1)
+        split_huge_at(s, m, start)
         _take_anon(s, nxt, anon, chain)
         s.vma[nxt, V_FLAGS] |= sticky
         if at_start:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pterefd.engine.layout import SPAN
 from pterefd.mm import events
 from pterefd.mm.events import ADVICE_CODE, ENTRY_CODE, OPS, Batch
 from pterefd.source.columns import Columns, IntArray, Suspect
-from pterefd.source.rules import BadEvent, flags_bits
+from pterefd.source.rules import HUGE_ENTRIES, BadEvent, flags_bits
 from pterefd.source.schema import (
     ADDRESS_END,
     ERRNO,
@@ -43,11 +44,13 @@ _NO_ROWS: IntArray = np.empty(0, dtype=np.int64)
 class Decoder:
     """Turns the pieces of one trace, in order, into batches.
 
+    thp: M_THP of the batches.
     Invariant: `next` is the index of the first event of the next piece; `paths` holds every path name met so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, thp: int = 0) -> None:
         self.stream = Stream()
+        self.thp = thp
         self.next = 0
         self.paths: list[str] = []
         self._path_index: dict[str, int] = {}
@@ -75,6 +78,7 @@ class Decoder:
             ext=np.empty((0, events.EXT_COLUMNS), dtype=np.int64),
             paths=self.paths,
             first=self.next,
+            thp=self.thp,
         )
         self._fill(batch, columns)
         self.stream.advance(
@@ -181,7 +185,12 @@ def _ranges(columns: Columns) -> tuple[IntArray, IntArray]:
 
 def _fill_simple(arg: IntArray, columns: Columns) -> None:
     """Batch.arg of the ops that have one number."""
-    for name, code in (("onfault", events.OP_MLOCK), ("dropped", events.OP_SWAP_OUT), ("start", events.OP_BRK)):
+    for name, code in (
+        ("onfault", events.OP_MLOCK),
+        ("dropped", events.OP_SWAP_OUT),
+        ("start", events.OP_BRK),
+        ("disabled", events.OP_THP),
+    ):
         _fill_arg(arg, columns, name, code)
     for name, code in (("child", events.OP_FORK), ("tid", events.OP_THREAD), ("tid", events.OP_THREAD_EXIT)):
         _fill_arg(arg, columns, name, code)
@@ -191,9 +200,20 @@ def _fill_simple(arg: IntArray, columns: Columns) -> None:
     _fill_arg(arg, columns, "prot", events.OP_MPROTECT)
     _fill_arg(arg, columns, "advice", events.OP_MADVISE)
     _fill_arg(arg, columns, "entry", events.OP_STATE)
-    if "tables" in columns:
-        rows = columns.rows(events.OP_STATE)
-        arg[rows] += columns.full("tables", 0)[rows] * events.STATE_TABLES
+    rows = columns.rows(events.OP_STATE)
+    for name, bit in (("tables", events.STATE_TABLES), ("huge", events.STATE_HUGE)):
+        if name in columns:
+            arg[rows] += columns.full(name, 0)[rows] * bit
+    _check_huge(columns, rows[(arg[rows] & events.STATE_HUGE) != 0], arg)
+
+
+def _check_huge(columns: Columns, rows: IntArray, arg: IntArray) -> None:
+    """A `state` of huge pages is about whole spans of folios, or of the huge zero page."""
+    if len(rows):
+        both = columns.full("addr", 0)[rows] | columns.full("len", 0)[rows]
+        entries = arg[rows] & (events.STATE_TABLES - 1)
+        if int(np.bitwise_or.reduce(both)) & (SPAN - 1) or not np.isin(entries, HUGE_ENTRIES).all():
+            raise Suspect
 
 
 def _fill_arg(arg: IntArray, columns: Columns, name: str, code: int) -> None:

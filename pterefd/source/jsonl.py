@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from pterefd.errors import TraceError
+from pterefd.mm.thp import thp_bits
 from pterefd.source.columns import Suspect, canonical
 from pterefd.source.decode import Decoder
 from pterefd.source.meta import TraceMeta, meta_from_dict
@@ -115,7 +116,7 @@ class JsonLinesTrace(Trace):
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the events in order, checked, a chunk at a time (in parts where it is long)."""
-        decoder = Decoder()
+        decoder = Decoder(thp_bits(self.meta.thp))
         for line, chunk in self._chunks():
             begin = decoder.next
             numbers: Sequence[int] = range(line, line + chunk.count(b"\n"))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pterefd.errors import TraceError
+from pterefd.mm.thp import thp_bits
 from pterefd.source.columns import Suspect, canonical, fits
 from pterefd.source.decode import Decoder
 from pterefd.source.footer import BadFooter, sealed_footer, used_columns
@@ -75,7 +76,7 @@ class ParquetTrace(Trace):
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the rows in order, checked, a row group at a time (in parts where it is long)."""
-        decoder = Decoder()
+        decoder = Decoder(thp_bits(self.meta.thp))
         with self._open() as file:
             for group, used in enumerate(self._used(file)):
                 for rows in self._row_group(file, group, _in_use(used), decoder):

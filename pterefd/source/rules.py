@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pterefd.engine.layout import SPAN
 from pterefd.mm.events import ADVICE_CODE, ENTRY_CODE, MAP_FLAG_BIT, MAP_PRIVATE, MAP_SHARED
 from pterefd.source.schema import (
     ADDRESS_END,
@@ -26,6 +27,8 @@ from pterefd.source.schema import (
 )
 
 Row = Mapping[str, Any]
+
+HUGE_ENTRIES = (ENTRY_CODE["anon"], ENTRY_CODE["zero"])  # what a PMD entry can map
 
 
 class BadEvent(Exception):
@@ -156,8 +159,18 @@ def _check_together(op: str, row: Row) -> None:
             raise BadEvent(f"{start} {row[start]:#x} + {length} {row[length]} runs past the address space (2^47)")
     if op == "fork" and "errno" not in row and "child" not in row:
         raise BadEvent("child is missing")
+    if op == "state" and row.get("huge"):
+        _check_huge(row["addr"], row["len"], row["entry"])
     if op == "expect":
         _check_expect(row)
+
+
+def _check_huge(addr: int, length: int, entry: str) -> None:
+    """A `state` of huge pages: whole spans of folios, or of the huge zero page."""
+    if ENTRY_CODE[entry] not in HUGE_ENTRIES:
+        raise BadEvent(f"huge goes with the entries anon and zero, not with {entry}")
+    if (addr | length) % SPAN:
+        raise BadEvent(f"huge: addr {addr:#x} and len {length} are not multiples of 2 MiB")
 
 
 def _check_expect(row: Row) -> None:

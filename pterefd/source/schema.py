@@ -81,6 +81,8 @@ FIELDS = (
     Field("dropped", BOOL),
     Field("entry", STR),
     Field("tables", BOOL),
+    Field("huge", BOOL),
+    Field("disabled", BOOL),
     _pid("child"),
     _pid("tid"),
     Field("comm", STR),
@@ -130,8 +132,9 @@ OP = {
     "cache": Op(("path", "offset", "len")),
     "truncate": Op(("path", "len")),
     "free_ptes": Op(("pid",)),
-    "state": Op((*_RANGE, "entry"), ("tables",)),
+    "state": Op((*_RANGE, "entry"), ("tables", "huge")),
     "expect": Op(("pid",), (*EXPECT_VALUES, "t0", "t1")),
+    "thp": Op(("pid", "disabled")),
 }
 RANGE_OPS = frozenset(name for name, op in OP.items() if "addr" in op.fields and "len" in op.fields)
 assert set(OP) == set(OPS)

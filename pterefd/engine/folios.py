@@ -1,0 +1,170 @@
+"""Anonymous folios of more than one page: who maps them, and which entries map which of their pages.
+
+Whether a folio is shared decides what MADV_FREE, MADV_COLD, MADV_PAGEOUT and a write after fork do; the kernel keeps
+count of two mms only (CONFIG_MM_ID), so this does.
+"""
+
+from __future__ import annotations
+
+from pterefd.engine.jit import kernel
+from pterefd.engine.layout import (
+    E_ANON,
+    E_STATE,
+    F_MAPS,
+    F_MAPS0,
+    F_MAPS1,
+    F_MM0,
+    F_MM1,
+    F_ORDER,
+    F_SHARED,
+    F_SPAN,
+    F_WRITTEN,
+    FROW_COUNT,
+    FROW_OWNED,
+    FROW_SHIFT,
+)
+from pterefd.engine.pools import give_folio, give_frow, take_folio, take_frow
+
+
+@kernel
+def new_folio(s, order, span):
+    """A folio of 2**order pages in that span (span number), mapped by nobody yet."""
+    f = take_folio(s)
+    s.fol[f, F_ORDER] = order
+    s.fol[f, F_SPAN] = span
+    return f
+
+
+@kernel
+def map_folio(s, f, m, n):
+    """n more mappings by mm m: include/linux/rmap.h folio_add_return_large_mapcount."""
+    maps = s.fol[f, F_MAPS] + n
+    s.fol[f, F_MAPS] = maps
+    if s.fol[f, F_MM0] == m:
+        s.fol[f, F_MAPS0] += n
+    elif s.fol[f, F_MM1] == m:
+        s.fol[f, F_MAPS1] += n
+    elif s.fol[f, F_MM0] == 0:
+        s.fol[f, F_MM0] = m
+        s.fol[f, F_MAPS0] = n
+        if maps != n:
+            s.fol[f, F_SHARED] = 1
+    elif s.fol[f, F_MM1] == 0:
+        s.fol[f, F_MM1] = m
+        s.fol[f, F_MAPS1] = n
+        s.fol[f, F_SHARED] = 1
+
+
+@kernel
+def unmap_folio(s, f, m, n):
+    """n mappings less by mm m: folio_sub_return_large_mapcount. The folio goes with the last."""
+    maps = s.fol[f, F_MAPS] - n
+    if maps == 0:
+        give_folio(s, f)
+        return
+    s.fol[f, F_MAPS] = maps
+    if s.fol[f, F_MM0] == m:
+        s.fol[f, F_MAPS0] -= n
+        if s.fol[f, F_MAPS0] > 0:
+            return
+        s.fol[f, F_MAPS0] = 0
+        s.fol[f, F_MM0] = 0
+    elif s.fol[f, F_MM1] == m:
+        s.fol[f, F_MAPS1] -= n
+        if s.fol[f, F_MAPS1] > 0:
+            return
+        s.fol[f, F_MAPS1] = 0
+        s.fol[f, F_MM1] = 0
+    if s.fol[f, F_MAPS0] == maps or s.fol[f, F_MAPS1] == maps:
+        s.fol[f, F_SHARED] = 0
+
+
+@kernel
+def maybe_shared(s, f):
+    """folio_maybe_mapped_shared."""
+    return s.fol[f, F_MAPS] > 1 and s.fol[f, F_SHARED] != 0
+
+
+@kernel
+def is_written(s, f, page):
+    """Was this page of a folio that a PMD entry maps written to?"""
+    return (s.fol[f, F_WRITTEN + (page >> 5)] >> (page & 31)) & 1 == 1
+
+
+@kernel
+def note_written(s, f, begin, end):
+    """Pages [begin, end) of a folio that a PMD entry maps are written to."""
+    page = begin
+    while page < end:
+        if page & 31 == 0 and end - page >= 32:
+            s.fol[f, F_WRITTEN + (page >> 5)] = 0xFFFFFFFF
+            page += 32
+        else:
+            s.fol[f, F_WRITTEN + (page >> 5)] |= 1 << (page & 31)
+            page += 1
+
+
+# ---- the entries of one row of S.ent -------------------------------------------------------------
+
+
+@kernel
+def member(s, x, j):
+    """Which folio's page entry j of row x maps (S.frow has the form); 0 where it is a page by itself."""
+    r = s.entfol[x]
+    return s.frow[r, j] if r else 0
+
+
+@kernel
+def set_member(s, x, j, v):
+    """Entry j of row x maps v; the folio's counts are the caller's."""
+    r = s.entfol[x]
+    if r == 0:
+        r = take_frow(s)
+        s.entfol[x] = r
+    if s.frow[r, j] == 0:
+        s.frow[r, FROW_COUNT] += 1
+    s.frow[r, j] = v
+
+
+@kernel
+def clear_member(s, x, j):
+    """Entry j of row x maps no folio's page any more; the folio's counts are the caller's."""
+    r = s.entfol[x]
+    s.frow[r, j] = 0
+    s.frow[r, FROW_COUNT] -= 1
+    if s.frow[r, FROW_COUNT] == 0:
+        s.entfol[x] = 0
+        give_frow(s, r)
+
+
+@kernel
+def leave(s, m, x, j):
+    """Entry j of row x lets go of its folio, if it maps one's page."""
+    v = member(s, x, j)
+    if v:
+        clear_member(s, x, j)
+        unmap_folio(s, v >> FROW_SHIFT, m, 1)
+
+
+@kernel
+def shed(s, m, x, begin, end):
+    """Entries [begin, end) of row x that are no longer anonymous pages let go of their folios."""
+    for j in range(begin, end):
+        if s.entfol[x] == 0:
+            return
+        if s.ent[x, j] & E_STATE != E_ANON:
+            leave(s, m, x, j)
+
+
+@kernel
+def copy_on_write(s, m, x, j):
+    """do_wp_page of a page of a large folio: reused where this mm alone maps the folio, else copied."""
+    v = member(s, x, j)
+    if v == 0 or v & FROW_OWNED:
+        return
+    f = v >> FROW_SHIFT
+    # __wp_can_reuse_large_anon_folio; a folio with one mapping left is better freed
+    if s.fol[f, F_MAPS] > 1 and s.fol[f, F_SHARED] == 0:
+        s.frow[s.entfol[x], j] = v | FROW_OWNED
+    else:
+        leave(s, m, x, j)

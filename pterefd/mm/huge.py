@@ -1,0 +1,327 @@
+"""Transparent huge pages of anonymous memory: when a PMD entry maps a span, and when it is split.
+
+mm/huge_memory.c, mm/khugepaged.c; what was measured on 6.18 is in the cases of tests/kernel. A page's contents
+decide what a split folio leaves (zero-filled pages become the zero page): a page counts as written once an access
+wrote to it.
+"""
+
+from __future__ import annotations
+
+from pterefd.engine.entries import apply, holds, is_huge, set_entry
+from pterefd.engine.folios import clear_member, maybe_shared, member, unmap_folio
+from pterefd.engine.huge import (
+    collapse_page,
+    cow_entries,
+    folio_of,
+    huge_state,
+    make_block,
+    make_huge,
+    make_huge_zero,
+    make_lazy,
+    note_written,
+    split_pmd,
+    write_huge,
+)
+from pterefd.engine.jit import inline, kernel
+from pterefd.engine.layout import (
+    E_BLANK,
+    E_CODE,
+    E_GUARD,
+    E_HUGE_ZERO,
+    E_LAZY,
+    E_NONE,
+    E_ZERO,
+    F_ORDER,
+    F_SPAN,
+    FROW_PAGE,
+    FROW_SHIFT,
+    M_FAULTS,
+    M_LOCKED_VM,
+    M_MOVED,
+    M_PROFILE,
+    M_THP,
+    P_ENT,
+    PAGE_SHIFT,
+    PMD_ORDER,
+    SPAN,
+    SPAN_SHIFT,
+    T_FREE,
+    THP_ADVISED,
+    THP_DISABLED,
+    THP_ORDERS,
+    THP_ZERO_PAGE,
+    V_ANON,
+    V_END,
+    V_FLAGS,
+    V_OBJ,
+    V_START,
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+    VM_PFNMAP,
+    VM_SPECIAL,
+)
+from pterefd.engine.tables import entry_index, make_pmd, next_page, page_of, pmd_of, span_index
+from pterefd.mm.profile import PF_COLLAPSE
+from pterefd.mm.vma import prepare_anon, vma_at, vma_record
+
+# How an access goes: the `write` of faults.
+ACCESS_READ = 0
+ACCESS_WRITE = 1
+ACCESS_POPULATE = 2  # a write by the kernel, which brings no data
+
+# What ages pages: MADV_FREE, MADV_COLD, MADV_PAGEOUT.
+AGE_FREE, AGE_COLD, AGE_PAGEOUT = range(3)
+
+_NO_HUGE = VM_NOHUGEPAGE | VM_PFNMAP | VM_SPECIAL | VM_HUGETLB
+_SMALLEST_ORDER = 2  # THP_ORDERS_ALL_ANON
+
+
+@kernel
+def allowed_orders(s, m, v):
+    """thp_vma_allowable_orders at a fault: a bit for each order that mapping v may get."""
+    thp = s.mm[m, M_THP]
+    flags = s.vma[v, V_FLAGS]
+    if thp & THP_DISABLED or s.vma[v, V_OBJ] >= 0 or flags & _NO_HUGE:
+        return 0
+    orders = thp & THP_ORDERS
+    if flags & VM_HUGEPAGE:
+        orders |= (thp >> THP_ADVISED) & THP_ORDERS
+    return orders
+
+
+@inline
+def span_inside(s, v, addr):
+    """thp_vma_suitable_order: addr's whole span lies in mapping v."""
+    span = addr & ~(SPAN - 1)
+    return s.vma[v, V_START] <= span and span + SPAN <= s.vma[v, V_END]
+
+
+# ---- faults ---------------------------------------------------------------------------------------
+
+
+@kernel
+def huge_access(s, m, k, addr, end, write):
+    """An access of [addr, end), in one span of the k-th mapping, that a PMD entry serves. False: small pages do.
+
+    create_huge_pmd, wp_huge_pmd.
+    """
+    v = vma_record(s, m, k)
+    p = page_of(s, m, addr)
+    if p == 0:
+        if not allowed_orders(s, m, v) >> PMD_ORDER or not span_inside(s, v, addr):
+            return False
+        t = make_pmd(s, m, addr)
+    elif is_huge(s, p):
+        t = pmd_of(s, m, addr)
+    else:
+        return False
+    prepare_anon(s, m, k)  # of the huge zero page too: vmf_anon_prepare comes before it
+    i = span_index(addr)
+    begin = entry_index(addr)
+    last = entry_index(end - 1) + 1
+    if p and huge_state(s, p) != E_HUGE_ZERO:
+        return not write or write_huge(s, m, t, i, begin, last, write == ACCESS_WRITE)
+    if p == 0 or write:
+        s.mm[m, M_FAULTS] += 1
+    if write or (p == 0 and not s.mm[m, M_THP] & THP_ZERO_PAGE):
+        f = make_huge(s, m, t, i, addr >> SPAN_SHIFT)
+        if write == ACCESS_WRITE:
+            note_written(s, f, begin, last)
+    elif p == 0:
+        make_huge_zero(s, m, t, i)
+    return True
+
+
+@kernel
+def _block_of(s, m, v, p, addr, orders):
+    """alloc_anon_folio: pages of the largest block about addr whose entries are all none; 1 where none is."""
+    order = PMD_ORDER - 1
+    j = entry_index(addr)
+    while order >= _SMALLEST_ORDER:
+        if (orders >> order) & 1:
+            size = 1 << order
+            begin = j & ~(size - 1)
+            start = addr - ((j - begin) << PAGE_SHIFT)
+            if s.vma[v, V_START] <= start and start + (size << PAGE_SHIFT) <= s.vma[v, V_END]:
+                e = s.pte[p, P_ENT]
+                at = begin
+                while e > 0 and at < begin + size and s.ent[e, at] == E_NONE:
+                    at += 1
+                if e == E_NONE or at == begin + size:
+                    return size
+        order -= 1
+    return 1
+
+
+@kernel
+def write_entries(s, m, v, t, i, addr, end):
+    """What a write to [addr, end), PTE-mapped, does to large folios: those there are kept or left, new ones made."""
+    p = s.pmd[t, i]
+    cow_entries(s, m, p, entry_index(addr), entry_index(end - 1) + 1)
+    orders = allowed_orders(s, m, v) & ((1 << PMD_ORDER) - 1)
+    if orders == 0:
+        return
+    while addr < end:
+        size = _block_of(s, m, v, p, addr, orders)
+        if size > 1:
+            begin = entry_index(addr) & ~(size - 1)
+            make_block(s, m, t, i, begin, begin + size, addr >> SPAN_SHIFT)
+        addr += 1 << PAGE_SHIFT
+
+
+# ---- splitting ------------------------------------------------------------------------------------
+
+
+@kernel
+def _split_in_span(s, m, span, f):
+    """Pages of folio f that the mm maps in this span become pages by themselves, zero-filled ones the zero page."""
+    t = pmd_of(s, m, span)
+    i = span_index(span)
+    if t == 0 or s.pmd[t, i] == 0:
+        return
+    p = s.pmd[t, i]
+    if is_huge(s, p):
+        if folio_of(s, p) != f:
+            return
+        split_pmd(s, m, t, i)
+    for j in range(512):
+        x = s.pte[p, P_ENT]
+        if x <= 0 or s.entfol[x] == 0:
+            return
+        if member(s, x, j) >> FROW_SHIFT != f:
+            continue
+        clear_member(s, x, j)
+        unmap_folio(s, f, m, 1)
+        if s.ent[x, j] & E_BLANK and not _is_locked(s, m, span + (j << PAGE_SHIFT)):
+            set_entry(s, m, t, i, p, j, E_ZERO)
+
+
+@kernel
+def _is_locked(s, m, addr):
+    """Does addr's mapping have VM_LOCKED?"""
+    if s.mm[m, M_LOCKED_VM] == 0:
+        return False
+    k = vma_at(s, m, addr)
+    return k >= 0 and s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED != 0
+
+
+@kernel
+def split_folio(s, m, f):
+    """split_huge_page of a folio that mm m alone maps; remap_page looks at what the pages hold."""
+    home = s.fol[f, F_SPAN] << SPAN_SHIFT
+    if not s.mm[m, M_MOVED]:
+        _split_in_span(s, m, home, f)
+        return
+    addr = next_page(s, m, 0, 1 << 47)
+    while addr < 1 << 47:
+        _split_in_span(s, m, addr & ~(SPAN - 1), f)
+        addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, 1 << 47)
+
+
+# ---- MADV_FREE, MADV_COLD, MADV_PAGEOUT ---------------------------------------------------------------
+
+
+@kernel
+def _age_huge(s, m, t, i, begin, end, how):
+    """madvise_free_huge_pmd, and the PMD part of madvise_cold_or_pageout_pte_range. True: its entries are next."""
+    p = s.pmd[t, i]
+    if huge_state(s, p) == E_HUGE_ZERO:
+        return False
+    f = folio_of(s, p)
+    if maybe_shared(s, f):
+        return False
+    if end - begin < 512:
+        split_folio(s, m, f)
+        return True
+    lazy = -s.pte[p, P_ENT] & E_CODE & E_LAZY
+    if how == AGE_FREE:
+        make_lazy(s, p)
+    elif how == AGE_PAGEOUT and lazy:
+        split_pmd(s, m, t, i)  # which of its pages went, the trace says
+    elif how == AGE_PAGEOUT:
+        split_folio(s, m, f)
+    return False
+
+
+@kernel
+def _age_entries(s, m, t, i, begin, end, how):
+    """Runs of pages of one folio: a whole folio is left alone, of another that is not shared the folio is split."""
+    p = s.pmd[t, i]
+    j = begin
+    while j < end:
+        x = s.pte[p, P_ENT]
+        if x <= 0 or s.entfol[x] == 0:
+            return
+        v = member(s, x, j)
+        if v == 0:
+            j += 1
+            continue
+        f = v >> FROW_SHIFT
+        n = 1
+        while j + n < end and member(s, x, j + n) >> FROW_SHIFT == f and _follows(s, x, j, n):
+            n += 1
+        if n == 1 << s.fol[f, F_ORDER]:
+            if how == AGE_PAGEOUT and not maybe_shared(s, f) and not s.ent[x, j] & E_LAZY:
+                split_folio(s, m, f)
+            j += n
+        elif maybe_shared(s, f):
+            j += n
+        else:
+            split_folio(s, m, f)
+
+
+@inline
+def _follows(s, x, j, n):
+    """Entry j + n maps the page of the folio that lies n after entry j's."""
+    return member(s, x, j + n) & FROW_PAGE == (member(s, x, j) & FROW_PAGE) + n
+
+
+@kernel
+def age(s, m, start, end, how):
+    """MADV_FREE, MADV_COLD or MADV_PAGEOUT (AGE_*) of one mapping's piece."""
+    addr = next_page(s, m, start, end)
+    while addr < end:
+        span = addr & ~(SPAN - 1)
+        low = max(addr, start)
+        high = min(span + SPAN, end)
+        t = pmd_of(s, m, span)
+        i = span_index(span)
+        begin = entry_index(low)
+        last = entry_index(high - 1) + 1
+        if not is_huge(s, s.pmd[t, i]) or _age_huge(s, m, t, i, begin, last, how):
+            _age_entries(s, m, t, i, begin, last, how)
+            if how == AGE_FREE:
+                apply(s, m, t, i, s.pmd[t, i], begin, last, T_FREE)
+        addr = next_page(s, m, span + SPAN, end)
+
+
+# ---- MADV_COLLAPSE --------------------------------------------------------------------------------
+
+
+@kernel
+def collapse(s, m, k, start, end):
+    """madvise_collapse of a piece of the k-th mapping. False: it failed (EINVAL), and ends the call."""
+    v = vma_record(s, m, k)
+    last = (s.vma[v, V_END] & ~(SPAN - 1)) - SPAN
+    if s.mm[m, M_THP] & THP_DISABLED or s.vma[v, V_OBJ] >= 0 or s.vma[v, V_FLAGS] & _NO_HUGE:
+        return False
+    if not s.mm[m, M_PROFILE] & PF_COLLAPSE or s.vma[v, V_ANON] == 0 or last < s.vma[v, V_START]:
+        return False
+    addr = (start + SPAN - 1) & ~(SPAN - 1)
+    stop = end & ~(SPAN - 1)
+    good = addr <= stop
+    while addr < stop:
+        t = pmd_of(s, m, addr)
+        i = span_index(addr)
+        if t == 0:
+            good = False  # SCAN_PMD_NULL: the next one is tried
+        else:
+            p = s.pmd[t, i]
+            if p == 0 or holds(s, p, E_GUARD):
+                return False  # SCAN_PMD_NONE, SCAN_FAIL
+            if not is_huge(s, p):
+                collapse_page(s, m, t, i, addr >> SPAN_SHIFT)
+        addr += SPAN
+    return good
