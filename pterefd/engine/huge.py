@@ -11,7 +11,6 @@ from pterefd.engine.folios import (
     copy_on_write,
     is_written,
     map_folio,
-    maybe_shared,
     new_folio,
     note_written,
     set_member,
@@ -22,6 +21,7 @@ from pterefd.engine.layout import (
     E_ANON,
     E_BLANK,
     E_CODE,
+    E_DIRTY,
     E_HUGE,
     E_HUGE_ZERO,
     E_LAZY,
@@ -130,7 +130,8 @@ def write_huge(s, m, t, i, begin, end, data):
     if not code & E_OWNED and s.fol[f, F_MAPS] != 1:
         split_pmd(s, m, t, i)
         return False
-    s.pte[p, P_ENT] = -(E_HUGE | E_OWNED | f << FOLIO_SHIFT)
+    lazy = code & E_LAZY
+    s.pte[p, P_ENT] = -(E_HUGE | E_OWNED | lazy | (E_DIRTY if lazy else 0) | f << FOLIO_SHIFT)
     if data:
         note_written(s, f, begin, end)
     return True
@@ -139,8 +140,20 @@ def write_huge(s, m, t, i, begin, end, data):
 @kernel
 def make_lazy(s, p):
     """MADV_FREE of a whole huge page: it stays, clean."""
-    if not maybe_shared(s, folio_of(s, p)):
-        s.pte[p, P_ENT] = -(-s.pte[p, P_ENT] | E_LAZY)
+    s.pte[p, P_ENT] = -(-s.pte[p, P_ENT] & ~E_DIRTY | E_LAZY)
+
+
+@kernel
+def page_out(s, p):
+    """MADV_PAGEOUT of a whole huge page. True: its folio is split, as no swap space takes it whole.
+
+    What MADV_FREE made clean is dropped whole, as the trace says, or kept once more where it was written to since
+    (unmap_huge_pmd_locked).
+    """
+    code = -s.pte[p, P_ENT]
+    if code & E_DIRTY:
+        s.pte[p, P_ENT] = -(code & ~(E_LAZY | E_DIRTY))
+    return not code & E_LAZY
 
 
 @kernel

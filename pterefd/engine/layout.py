@@ -36,8 +36,9 @@ E_STATE = 0x0F
 E_LAZY = 0x10  # with E_ANON, E_HUGE: made clean by MADV_FREE
 E_BLANK = 0x20  # with E_ANON, E_SWAP: its page is all zero, as nobody has written to it
 E_OWNED = 0x40  # with E_HUGE: PageAnonExclusive
-E_CODE = 0x7F
-E_CODES = 128
+E_DIRTY = 0x80  # with E_HUGE | E_LAZY: written to since
+E_CODE = 0xFF
+E_CODES = 256
 FOLIO_SHIFT = 8  # of a huge page's P_ENT: above the code the folio
 
 # ---- pte_refcount: as the mail of Aug 2022 packs it -------------------------------------------

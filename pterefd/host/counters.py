@@ -10,7 +10,8 @@ from pterefd.engine import layout as lo
 class MmCounters(NamedTuple):
     """Sizes in bytes, entries and mappings as counts, last_fault_ns in the trace's time.
 
-    present_entries counts as pagemap's bit 63 does: the zero pages too, small and huge; zero_entries the small one.
+    present_entries counts as pagemap's bit 63 does: the zero page too. zero_entries and it count the huge zero page as
+    512, as PAGEMAP_SCAN's PAGE_IS_PFNZERO does.
     anon_huge_bytes (AnonHugePages) is part of anon_bytes.
     """
 
@@ -61,7 +62,7 @@ def from_row(row: Any) -> MmCounters:
     tables = r[lo.M_NPTE] + r[lo.M_NPMD] + r[lo.M_NPUD] + r[lo.M_UNLOCATED]
     huge = r[lo.M_E + lo.E_HUGE]
     anon, file, shmem = r[lo.M_E + lo.E_ANON] + huge, r[lo.M_E + lo.E_FILE], r[lo.M_E + lo.E_SHMEM]
-    zero = r[lo.M_E + lo.E_ZERO]
+    zero = r[lo.M_E + lo.E_ZERO] + r[lo.M_E + lo.E_HUGE_ZERO]
     pages = {
         "pgtables_bytes": tables,
         "pte_bytes": r[lo.M_NPTE] + r[lo.M_UNLOCATED],
@@ -89,7 +90,7 @@ def from_row(row: Any) -> MmCounters:
     return MmCounters(
         **{name: count * lo.PAGE for name, count in pages.items()},
         zero_entries=zero,
-        present_entries=zero + r[lo.M_E + lo.E_HUGE_ZERO] + anon + file + shmem + r[lo.M_E + lo.E_PFN],
+        present_entries=zero + anon + file + shmem + r[lo.M_E + lo.E_PFN],
         swap_entries=r[lo.M_E + lo.E_SWAP],
         guard_entries=r[lo.M_E + lo.E_GUARD],
         vmas=r[lo.M_VMAS + 1],

@@ -19,13 +19,13 @@ from pterefd.engine.huge import (
     make_huge_zero,
     make_lazy,
     note_written,
+    page_out,
     split_pmd,
     write_huge,
 )
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     E_BLANK,
-    E_CODE,
     E_GUARD,
     E_HUGE_ZERO,
     E_LAZY,
@@ -235,12 +235,9 @@ def _age_huge(s, m, t, i, begin, end, how):
     if end - begin < 512:
         split_folio(s, m, f)
         return True
-    lazy = -s.pte[p, P_ENT] & E_CODE & E_LAZY
     if how == AGE_FREE:
         make_lazy(s, p)
-    elif how == AGE_PAGEOUT and lazy:
-        split_pmd(s, m, t, i)  # which of its pages went, the trace says
-    elif how == AGE_PAGEOUT:
+    elif how == AGE_PAGEOUT and page_out(s, p):
         split_folio(s, m, f)
     return False
 

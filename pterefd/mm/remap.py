@@ -103,8 +103,8 @@ def mmap(s, m, start, end, prot, flags, obj, offset, file_size):
     """mmap_region over whatever was there. obj: S.obj of the path, 0 without one; file_size: bytes, -1 unknown."""
     munmap(s, m, start, end)
     vm = vm_flags(prot, flags) | s.mm[m, M_DEF_FLAGS]
-    if flags & MAP_STACK and s.mm[m, M_PROFILE] & PF_STACK:
-        vm |= VM_NOHUGEPAGE
+    if flags & MAP_STACK and not vm & VM_STACK and s.mm[m, M_PROFILE] & PF_STACK:
+        vm |= VM_NOHUGEPAGE  # calc_vm_flag_bits; the main stack, which no call has mapped, has none
     pgoff = offset >> 12
     if obj > 0:
         kind = s.obj[obj, O_KIND]
