@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,29 @@ def recount(s: State, m: int) -> dict[str, int]:
     counts["pmd"] = len(slots)
     counts["pud"] = sum(int(word).bit_count() for word in s.mm[m, lo.M_PUDS : lo.M_PUDS + 4].view(np.uint64))
     return counts | {f"state{state}": int(states[state]) for state in range(1, lo.N_STATES)}
+
+
+def validate_folios(s: State, mms: Sequence[int]) -> None:
+    """Raise ValidationError where a large folio's mappings are not as many as the entries of these mms (all) say."""
+    truth: Counter[int] = Counter()
+    for m in mms:
+        for t in _block(s, m, lo.M_SLOTS)[1].tolist():
+            for p in s.pmd[t][:512][s.pmd[t][:512] != 0].tolist():
+                e = int(s.pte[p, lo.P_ENT])
+                if e < 0 and -e & lo.E_STATE == lo.E_HUGE:
+                    truth[-e >> lo.FOLIO_SHIFT] += 1
+                elif e > 0 and s.entfol[e]:
+                    row = s.frow[int(s.entfol[e])]
+                    members = row[:512][row[:512] != 0]
+                    if int(row[lo.FROW_COUNT]) != len(members):
+                        raise ValidationError(f"mm {m}: {len(members)} entries of a page map large folios, not as kept")
+                    truth.update((members >> lo.FROW_SHIFT).tolist())
+    for f, maps in truth.items():
+        if int(s.fol[f, lo.F_MAPS]) != maps:
+            raise ValidationError(f"folio {f}: {int(s.fol[f, lo.F_MAPS])} mappings are kept, recounted {maps}")
+    used = int(s.g[lo.G_POOLS + lo.POOL_FOLIO * lo.POOL_COLUMNS + 2])
+    if used != len(truth):
+        raise ValidationError(f"{used} large folios are kept, {len(truth)} are mapped")
 
 
 def validate_mm(s: State, m: int) -> None:

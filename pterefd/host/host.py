@@ -17,7 +17,7 @@ from pterefd.engine.arena import Limits, make_state
 from pterefd.engine.pools import take_obj
 from pterefd.engine.publish import forget_dirty, publish
 from pterefd.engine.tables import free_reclaimable
-from pterefd.engine.validate import validate_mm
+from pterefd.engine.validate import validate_folios, validate_mm
 from pterefd.errors import BadInput, NoSuchMm
 from pterefd.hookspecs import Kinds
 from pterefd.host import counters, maps
@@ -346,6 +346,7 @@ class Host:
         with self._asked():
             for process in self._processes.values():
                 validate_mm(self._s, process.mm)
+            validate_folios(self._s, [process.mm for process in self._processes.values()])
 
     # ---- changing -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ FORMS = ("jsonl", "parquet")
 BASE = 0x7F0000000000
 
 RANGE = {"pid": 1, "addr": BASE, "len": 8192}
+SPANS = {"pid": 1, "addr": BASE, "len": 4 << 20}
 
 # event, and of its row: op, pid, addr, len, arg
 SIMPLE = [
@@ -34,6 +35,9 @@ SIMPLE = [
     ({"op": "swap_out", **RANGE, "dropped": True}, (ev.OP_SWAP_OUT, 1, BASE, 8192, 1)),
     ({"op": "state", **RANGE, "entry": "zero"}, (ev.OP_STATE, 1, BASE, 8192, 1)),
     ({"op": "state", **RANGE, "entry": "guard", "tables": True}, (ev.OP_STATE, 1, BASE, 8192, 6 + 256)),
+    ({"op": "state", **SPANS, "entry": "anon", "huge": True}, (ev.OP_STATE, 1, BASE, 4 << 20, 2 + 512)),
+    ({"op": "thp", "pid": 1, "disabled": True}, (ev.OP_THP, 1, 0, 0, 1)),
+    ({"op": "thp", "pid": 1, "disabled": False}, (ev.OP_THP, 1, 0, 0, 0)),
     ({"op": "cache", "path": "/x", "offset": 5, "len": 7}, (ev.OP_CACHE, 0, 5, 7, 0)),
     ({"op": "truncate", "path": "/x", "len": 0}, (ev.OP_TRUNCATE, 0, 0, 0, 0)),
     ({"op": "fork", "pid": 1, "child": 9}, (ev.OP_FORK, 1, 0, 0, 9)),
