@@ -89,8 +89,9 @@ format: $(VENV)/.stamp-dev ## lay the code out with ruff
 bench: setup setup-test ## speed of replay, import and start, as a table
 	@$(BIN)/python -m bench
 
-oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=n THP=1
-	@$(BIN)/python -m tests.kernel.oracle --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) $(if $(THP),--thp) --jobs 2
+oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=n LENGTH=100 THP=1 RESULTS=file
+	@$(BIN)/python -m tests.kernel.oracle --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) $(if $(THP),--thp) \
+	    $(if $(LENGTH),--length $(LENGTH)) --jobs 2 $(if $(RESULTS),--results $(RESULTS))
 
 # -- made files ---------------------------------------------------------------------
 

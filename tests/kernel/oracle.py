@@ -34,6 +34,7 @@ from .hugepages import huge_pages
 from .program import Program, describe
 from .shrink import shrink
 from .swapfile import swap_file
+from .tally import Tally
 
 LIMITS = Limits(
     mms=64, mappings=1 << 14, pmd_pages=1 << 10, pte_pages=1 << 16, own_entries=1 << 14, files=1 << 10, blocks=1 << 18
@@ -52,10 +53,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One program's: its number of checkpoints, and where it differs the report and the shortest trace."""
+    """One program's: its number of checkpoints, and where it differs the report and the shortest trace.
+
+    thp: the setting of huge pages that it ran with.
+    """
 
     family: str
     seed: int
+    thp: str
     checkpoints: int
     report: str = ""
     trace: bytes = b""
@@ -100,17 +105,19 @@ def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bo
     execution = Execution(machine, program)
     verdict = check_rows(execution.run())
     if not verdict.differences:
-        return Outcome(family, seed, verdict.checkpoints)
+        return Outcome(family, seed, machine.thp, verdict.checkpoints)
     if shrinking:
         careful = replace(machine, every_process=True)
         short = shrink(program, lambda attempt: differs(careful, attempt))
         rows = Execution(careful, short).run()
         again = check_rows(rows)
         if again.differences:
-            return Outcome(family, seed, verdict.checkpoints, readable(rows, again.differences), encode(rows))
+            return Outcome(
+                family, seed, machine.thp, verdict.checkpoints, readable(rows, again.differences), encode(rows)
+            )
     # It does not show again (or was not to be shrunk): keep what was seen.
     rows = execution.rows
-    return Outcome(family, seed, verdict.checkpoints, readable(rows, verdict.differences), encode(rows))
+    return Outcome(family, seed, machine.thp, verdict.checkpoints, readable(rows, verdict.differences), encode(rows))
 
 
 def plan(programs: int, seed: int, families: Sequence[str]) -> Work:
@@ -201,10 +208,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--states", action="store_true", help="compare at the end where each entry is, too")
     parser.add_argument("--no-shrink", action="store_true")
+    parser.add_argument("--results", type=Path, help="add what the run has shown to this file")
     args = parser.parse_args(argv)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1_000_000)
     machine = Machine.this(states=args.states, cpu=max(os.sched_getaffinity(0)))
-    began, done, differing, checkpoints = time.monotonic(), 0, 0, 0
+    began = time.monotonic()
+    tally = Tally(machine.kernel.release, seed, args.length)
     outcomes: Iterator[Outcome]
     options: Any = {"jobs": args.jobs, "shrinking": not args.no_shrink}
     with ExitStack() as stack:
@@ -218,14 +227,16 @@ def main(argv: list[str] | None = None) -> int:
             stack.enter_context(swap_for(families))
             outcomes = run_many(machine, plan(args.programs, seed, families), args.length, **options)
         for outcome in outcomes:
-            done += 1
-            checkpoints += outcome.checkpoints
+            tally.count(outcome.thp, outcome.family, outcome.checkpoints, bool(outcome.report))
             if outcome.report:
-                differing += 1
                 keep(outcome, args.keep)
-    print(f"seed {seed}, {checkpoints} checkpoints, {time.monotonic() - began:.1f} s")
-    print(f"{done} programs, {differing} differ")
-    return 1 if differing else 0
+    programs, checkpoints, differ = tally.total()
+    tally.seconds = time.monotonic() - began
+    if args.results is not None:
+        tally.add_to(args.results)
+    print(f"seed {seed}, {checkpoints} checkpoints, {tally.seconds:.1f} s")
+    print(f"{programs} programs, {differ} differ")
+    return 1 if differ else 0
 
 
 if __name__ == "__main__":
