@@ -155,7 +155,7 @@ class Daemon:
         return Status(
             mms=len(view.pid),
             pgtables_bytes=int(view.pgtables_bytes.sum()),
-            reclaimable_pt_bytes=int(view.empty_bytes.sum() + view.zero_bytes.sum()),
+            reclaimable_pt_bytes=int(view.reclaimable_bytes.sum()),
             replay=None if first is None else (first.state, first.position, first.events, shown_speed(first.speed)),
         )
 

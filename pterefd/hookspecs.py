@@ -147,6 +147,10 @@ class View(Protocol):
         """PTE pages with 512 zero-page entries."""
 
     @property
+    def reclaimable_bytes(self) -> I64:
+        """Empty and zero PTE pages that free_ptes would free now: some profiles keep some of them."""
+
+    @property
     def mixed_bytes(self) -> I64:
         """PTE pages with zero-page entries and none, nothing else: kept by the mail's rule."""
 

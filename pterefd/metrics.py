@@ -53,9 +53,9 @@ MM_GAUGES = (
     MmGauge("pterefd_mm_pgtables_bytes", "Page-table pages of the mm: PTE, PMD and PUD pages.", {"": "pgtables_bytes"}),
     MmGauge(
         "pterefd_mm_reclaimable_pt_bytes",
-        "PTE pages with no entry set (empty), with 512 zero-page entries (zero; both can be freed), "
-        "or with zero-page entries and none (mixed; cannot).",
-        {"empty": "empty_bytes", "zero": "zero_bytes", "mixed": "mixed_bytes"},
+        "PTE pages that free_ptes would free, with no entry set (empty) or with 512 zero-page entries (zero); "
+        "those with zero-page entries and none (mixed) it would not.",
+        {"empty": "reclaimable_empty_bytes", "zero": "reclaimable_zero_bytes", "mixed": "mixed_bytes"},
     ),
     MmGauge(
         "pterefd_mm_resident_bytes",
@@ -93,7 +93,7 @@ class HostCollector(Collector):
 
     def _mms(self, host_kind: str) -> Iterator[Metric]:
         view = self._host.view()
-        own, rest = split(view.empty_bytes + view.zero_bytes, view.pgtables_bytes, self._max_mms)
+        own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self._max_mms)
         labels = [[str(pid), self._comm(view, pid), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])

@@ -37,7 +37,9 @@ COLUMNS = (
 
 @click.command("replay")
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
-@click.option("--profile", metavar="P", help="Which kernel's rules; default rfc-2022, with --check auto.")
+@click.option(
+    "--profile", metavar="P", help="Which kernel's rules (docs/profiles.md); default rfc-2022, with --check auto."
+)
 @click.option("--check", is_flag=True, help="Compare with every checkpoint; exit code 1 where one differs.")
 @click.option("--fields", metavar="A,B", help="With --check: compare these fields alone.")
 @click.option("--tolerance", "tolerances", multiple=True, metavar="FIELD=16kB|1%", help="With --check; repeatable.")

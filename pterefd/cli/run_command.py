@@ -16,7 +16,7 @@ from pterefd.cli.options import FILE
 @click.option("--mount", type=FILE, metavar="DIR", help="Where the tree appears: an empty directory.")
 @click.option("--metrics-address", metavar="HOST:PORT", help="Where Prometheus scrapes; or off.")
 @click.option("--speed", metavar="1|N|max", help="Factor of real time, or as fast as it goes.")
-@click.option("--profile", metavar="P", help="Which kernel's rules the mms live under.")
+@click.option("--profile", metavar="P", help="Which kernel's rules the mms live under (docs/profiles.md).")
 def command(
     file: Path | None,
     traces: tuple[Path, ...],

@@ -23,6 +23,7 @@ from pterefd.engine.layout import (
     K_MIXED,
     K_NO_PAGE,
     K_ZERO,
+    M_AGAIN,
     M_E,
     M_EMPTY,
     M_MIXED,
@@ -35,7 +36,10 @@ from pterefd.engine.layout import (
     N_STATES,
     P_ENT,
     P_REF,
+    PMD_ATOMIC,
     PMD_BITS,
+    PMD_FREED,
+    PMD_NFREED,
     PMD_PAGES,
     PMD_RECLAIMABLE,
     REF_ALL_ZERO,
@@ -86,6 +90,18 @@ def note_kind(s, m, t, i, old, new):
 
 
 @kernel
+def _note_made(s, m, t, i):
+    """The span has a PTE page: again, where one was freed; a percpu_ref begins in percpu mode."""
+    word = i >> 5
+    bit = 1 << (i & 31)
+    s.pmd[t, PMD_ATOMIC + word] &= ~bit
+    if s.pmd[t, PMD_NFREED] and s.pmd[t, PMD_FREED + word] & bit:
+        s.pmd[t, PMD_FREED + word] &= ~bit
+        s.pmd[t, PMD_NFREED] -= 1
+        s.mm[m, M_AGAIN] += 1
+
+
+@kernel
 def new_page(s, m, t, i, state):
     """A PTE page of 512 entries alike, linked at t, i, which must be none there. Returns its record.
 
@@ -106,6 +122,7 @@ def new_page(s, m, t, i, state):
     tables = s.mm[m, M_NPTE] + s.mm[m, M_NPMD] + s.mm[m, M_NPUD]
     s.mm[m, M_PEAK_TABLES] = max(s.mm[m, M_PEAK_TABLES], tables)
     note_kind(s, m, t, i, K_NO_PAGE, kind_of(ref))
+    _note_made(s, m, t, i)
     return p
 
 

@@ -72,11 +72,14 @@ FROW_SHIFT = 10
 FROW_COUNT = 512  # column: entries that are not 0
 FROW_COLUMNS = 514
 
-# ---- S.pmd[t]: one PMD page: 512 PTE page indices (0 none), then a bit a span: reclaimable ------
+# ---- S.pmd[t]: one PMD page: 512 PTE page indices (0 none), then bits, one a span -----------------
 PMD_BITS = 512
 PMD_RECLAIMABLE = 528  # number of bits set
 PMD_PAGES = 529  # number of PTE pages
-PMD_COLUMNS = 532
+PMD_FREED = 530  # 16 columns of bits: the span's PTE page was freed, not by munmap
+PMD_NFREED = 546  # number of those bits set
+PMD_ATOMIC = 547  # 16 columns of bits: percpu-2022, the PTE page's percpu_ref is in atomic mode
+PMD_COLUMNS = 564
 PMD_NEXT = 0
 
 # ---- kinds of PTE page ---------------------------------------------------------------------------
@@ -121,6 +124,7 @@ VM_DONTDUMP = 1 << 19
 VM_MERGEABLE = 1 << 20
 VM_STACK = 1 << 21  # the main stack, for its name in maps; a stack never merges by VM_GROWSDOWN alone
 VM_IMPLIED = 1 << 22  # an access was recorded where no mapping was
+VM_UFFD = 1 << 24  # registered with userfaultfd: its own vm_userfaultfd_ctx, so it merges with no other
 VM_ACCESS = VM_READ | VM_WRITE | VM_EXEC
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 VM_NO_MERGE = VM_PFNMAP | VM_SPECIAL | VM_HUGETLB
@@ -173,7 +177,15 @@ M_MIXED = 52  # PTE pages that hold zero entries and none
 M_THP = 53  # THP_* bits
 M_MOVED = 54  # 1: mremap has moved pages, so those of a folio may lie anywhere
 M_BEGUN = 51  # 1: it ran; a `state` that changes something is a correction from then on
-MM_COLUMNS = 56
+M_FREED_AUTO = 64  # PTE pages that the profile freed by itself, short of munmap and exit
+M_FREED_REQUEST = 65  # PTE pages freed by free_ptes
+M_AGAIN = 66  # PTE pages made where one had been freed in one of these ways
+M_PFN_LOW = 67  # all VM_PFNMAP and VM_HUGETLB mappings that there were lie in [M_PFN_LOW, M_PFN_HIGH)
+M_PFN_HIGH = 68
+M_KEPT_EMPTY = 69  # as last published: empty PTE pages that free_ptes passes over
+M_KEPT_ZERO = 70  # ... PTE pages with 512 zero entries
+M_PEAK_FREEABLE = 71  # most that free_ptes would have freed at a publication, where it keeps some
+MM_COLUMNS = 80
 M_NEXT = 3
 
 # ---- M_THP: what the machine gives an mm (/sys/kernel/mm/transparent_hugepage) -----------------------

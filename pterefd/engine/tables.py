@@ -7,7 +7,7 @@ slots with their PMD pages. The kernel's counters follow: pgtables_bytes = 4096 
 from __future__ import annotations
 
 from pterefd.engine import blocks
-from pterefd.engine.entries import free_page, kind_of, new_page
+from pterefd.engine.entries import free_page, new_page
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     E_ANON,
@@ -15,18 +15,16 @@ from pterefd.engine.layout import (
     E_HUGE,
     E_NONE,
     E_SHMEM,
-    K_EMPTY,
     M_E,
     M_NPMD,
     M_NPUD,
     M_PUDS,
     M_SLOT_HINT,
     M_SLOTS,
-    P_REF,
     PGD_SHIFT,
-    PMD_BITS,
+    PMD_FREED,
+    PMD_NFREED,
     PMD_PAGES,
-    PMD_RECLAIMABLE,
     SLOT,
     SLOT_SHIFT,
     SPAN,
@@ -177,6 +175,29 @@ def free_pmd_page(s, m, addr):
     give_pmd(s, t)
 
 
+@inline
+def has_bit(s, t, column, i):
+    """Bit of span i among the bits of PMD page t that begin at a column."""
+    return (s.pmd[t, column + (i >> 5)] >> (i & 31)) & 1 == 1
+
+
+@kernel
+def put_bit(s, t, column, i, on):
+    """Set or clear that bit."""
+    word = column + (i >> 5)
+    bit = 1 << (i & 31)
+    s.pmd[t, word] = s.pmd[t, word] | bit if on else s.pmd[t, word] & ~bit
+
+
+@kernel
+def _forget_freed(s, t, low, begin, end):
+    """munmap would have freed the PTE pages of [begin, end) anyway. low: where PMD page t begins."""
+    for i in range(max(begin - low, 0) >> SPAN_SHIFT, min(end - low, SLOT) >> SPAN_SHIFT):
+        if has_bit(s, t, PMD_FREED, i):
+            put_bit(s, t, PMD_FREED, i, False)
+            s.pmd[t, PMD_NFREED] -= 1
+
+
 @kernel
 def free_pgtables(s, m, start, end, floor, ceiling):
     """Tables of the unmapped range [start, end): mm/memory.c free_pgd_range.
@@ -199,6 +220,10 @@ def free_pgtables(s, m, start, end, floor, ceiling):
         if low + SLOT > start and low >= floor and low + SLOT <= ceiling:
             free_pmd_page(s, m, low)
         else:
+            if s.pmd[s.val[base + h], PMD_NFREED]:
+                first = max(start & ~(SPAN - 1), (floor + SPAN - 1) & ~(SPAN - 1))
+                last = min((end + SPAN - 1) & ~(SPAN - 1), ceiling)
+                _forget_freed(s, s.val[base + h], low, first, last)
             h += 1
     for p in range(start >> PGD_SHIFT, ((end - 1) >> PGD_SHIFT) + 1):
         low = p << PGD_SHIFT
@@ -223,40 +248,6 @@ def free_all(s, m):
     s.mm[m, M_NPUD] = 0
     for k in range(4):
         s.mm[m, M_PUDS + k] = 0
-
-
-@kernel
-def free_reclaimable(s, m, empty, zero, most):
-    """Free up to `most` empty and/or zero PTE pages, in order of address.
-
-    The RFC's free_ptes (kernel-rules.md, section 4.1): PTE pages only; zero entries are none then.
-    Returns (empty pages freed, zero pages freed); 0, 0 where none is left.
-    """
-    freed_empty = 0
-    freed_zero = 0
-    base = s.mm[m, M_SLOTS]
-    for h in range(s.mm[m, M_SLOTS + 1]):
-        t = s.val[base + h]
-        if s.pmd[t, PMD_RECLAIMABLE] == 0:
-            continue
-        for w in range(16):
-            word = s.pmd[t, PMD_BITS + w]
-            if word == 0:
-                continue
-            for b in range(32):
-                if (word >> b) & 1 == 0:
-                    continue
-                if freed_empty + freed_zero >= most:
-                    return freed_empty, freed_zero
-                i = (w << 5) + b
-                if kind_of(s.pte[s.pmd[t, i], P_REF]) == K_EMPTY:
-                    if empty:
-                        free_page(s, m, t, i)
-                        freed_empty += 1
-                elif zero:
-                    free_page(s, m, t, i)
-                    freed_zero += 1
-    return freed_empty, freed_zero
 
 
 @kernel

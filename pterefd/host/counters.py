@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pterefd.engine import layout as lo
+from pterefd.mm.profile import PF_KEEPS
 
 
 class MmCounters(NamedTuple):
-    """Sizes in bytes, entries and mappings as counts, last_fault_ns in the trace's time.
+    """Sizes in bytes, entries, mappings and PTE pages as counts, last_fault_ns in the trace's time.
 
     present_entries counts as pagemap's bit 63 does: the zero page too. zero_entries and it count the huge zero page as
     512, as PAGEMAP_SCAN's PAGE_IS_PFNZERO does.
@@ -21,6 +22,8 @@ class MmCounters(NamedTuple):
     pud_bytes: int
     empty_bytes: int
     zero_bytes: int
+    kept_empty_bytes: int
+    kept_zero_bytes: int
     mixed_bytes: int
     unlocated_bytes: int
     anon_bytes: int
@@ -44,11 +47,19 @@ class MmCounters(NamedTuple):
     last_fault_ns: int
     peak_pgtables_bytes: int
     peak_reclaimable_bytes: int
+    freed_by_itself: int
+    freed_on_request: int
+    allocated_again: int
 
     @property
     def reclaimable_pt_bytes(self) -> int:
         """What free_ptes would free now."""
-        return self.empty_bytes + self.zero_bytes
+        return self.empty_bytes + self.zero_bytes - self.kept_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Empty and zero PTE pages that free_ptes passes over."""
+        return self.kept_empty_bytes + self.kept_zero_bytes
 
     @property
     def rss_bytes(self) -> int:
@@ -70,6 +81,8 @@ def from_row(row: Any) -> MmCounters:
         "pud_bytes": r[lo.M_NPUD],
         "empty_bytes": r[lo.M_EMPTY],
         "zero_bytes": r[lo.M_ZERO],
+        "kept_empty_bytes": r[lo.M_KEPT_EMPTY],
+        "kept_zero_bytes": r[lo.M_KEPT_ZERO],
         "mixed_bytes": r[lo.M_MIXED],
         "unlocated_bytes": r[lo.M_UNLOCATED],
         "anon_bytes": anon,
@@ -85,7 +98,7 @@ def from_row(row: Any) -> MmCounters:
         "stack_vm_bytes": r[lo.M_STACK_VM],
         "exec_vm_bytes": r[lo.M_EXEC_VM],
         "peak_pgtables_bytes": max(r[lo.M_PEAK_TABLES] + r[lo.M_UNLOCATED], tables),
-        "peak_reclaimable_bytes": r[lo.M_PEAK_RECLAIMABLE],
+        "peak_reclaimable_bytes": r[lo.M_PEAK_FREEABLE if r[lo.M_PROFILE] & PF_KEEPS else lo.M_PEAK_RECLAIMABLE],
     }
     return MmCounters(
         **{name: count * lo.PAGE for name, count in pages.items()},
@@ -96,4 +109,7 @@ def from_row(row: Any) -> MmCounters:
         vmas=r[lo.M_VMAS + 1],
         faults=r[lo.M_FAULTS],
         last_fault_ns=r[lo.M_LAST_FAULT],
+        freed_by_itself=r[lo.M_FREED_AUTO],
+        freed_on_request=r[lo.M_FREED_REQUEST],
+        allocated_again=r[lo.M_AGAIN],
     )

@@ -16,7 +16,6 @@ from pterefd.engine import layout as lo
 from pterefd.engine.arena import Limits, make_state
 from pterefd.engine.pools import take_obj
 from pterefd.engine.publish import forget_dirty, publish
-from pterefd.engine.tables import free_reclaimable
 from pterefd.engine.validate import validate_folios, validate_mm
 from pterefd.errors import BadInput, NoSuchMm
 from pterefd.hookspecs import Kinds
@@ -24,9 +23,10 @@ from pterefd.host import counters, maps
 from pterefd.host.counters import MmCounters
 from pterefd.host.process import Process
 from pterefd.host.ranking import Ranking
-from pterefd.host.view import HostView
+from pterefd.host.view import KEPT, RECLAIMABLE, HostView
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
+from pterefd.mm.free_ptes import free_ptes, note_all_kept, note_kept
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, mark_dirty, run_events
 
@@ -240,7 +240,7 @@ class Host:
         self._publish()
         self._processes[process.pid] = process
         row = self._s.mm[process.mm]
-        self.ranking.set(process.pid, int(row[lo.M_EMPTY] + row[lo.M_ZERO]))
+        self.ranking.set(process.pid, counters.from_row(row).reclaimable_pt_bytes // lo.PAGE)
 
     def _exit(self, pid: int) -> None:
         process = self._processes.pop(pid, None)
@@ -251,6 +251,7 @@ class Host:
 
     def _teardown(self, process: Process) -> None:
         if self.on_teardown is not None:
+            note_kept(self._s, process.mm)
             self.on_teardown(process, counters.from_row(self._s.mm[process.mm]))
         self._publish()  # a record in the list of changes may be another mm's next
         self.ranking.set(process.pid, 0)
@@ -278,11 +279,12 @@ class Host:
             grown = np.zeros((max(top, 2 * len(self._published)), lo.MM_COLUMNS), dtype=np.int64)
             grown[: len(self._published)] = self._published
             self._published = grown
+        note_all_kept(s)
         publish(s, self._seq, self._published)
         changed = s.dirty[: int(s.g[lo.G_NDIRTY])]
-        for pid, empty, zero in s.mm[changed][:, (lo.M_PID, lo.M_EMPTY, lo.M_ZERO)].tolist():
+        for pid, *pages in s.mm[changed][:, (lo.M_PID, *RECLAIMABLE, *KEPT)].tolist():
             if pid in self._processes:
-                self.ranking.set(pid, empty + zero)
+                self.ranking.set(pid, pages[0] + pages[1] - pages[2] - pages[3])
         forget_dirty(s)
 
     def _read(self, index: Any) -> Any:
@@ -363,9 +365,7 @@ class Host:
                 process = self._processes.get(pid)
                 if process is None:
                     break
-                e, z = free_reclaimable(
-                    self._s, process.mm, Kinds.EMPTY in kinds, Kinds.ZERO in kinds, min(left, SLICE_PAGES)
-                )
+                e, z = free_ptes(self._s, process.mm, Kinds.EMPTY in kinds, Kinds.ZERO in kinds, min(left, SLICE_PAGES))
                 mark_dirty(self._s, process.mm)
                 self._publish()
             empty, zero, left = empty + e, zero + z, left - e - z

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from pterefd.host.host import Host
 
 I64 = npt.NDArray[np.int64]
+RECLAIMABLE = (lo.M_EMPTY, lo.M_ZERO)
+KEPT = (lo.M_KEPT_EMPTY, lo.M_KEPT_ZERO)
 
 
-def _bytes(*columns: int) -> property:
-    """Sum of columns that count pages, as bytes: int64[n]."""
+def _bytes(*columns: int, less: tuple[int, ...] = ()) -> property:
+    """Sum of columns that count pages, less the sum of others, as bytes: int64[n]."""
 
     def get(self: HostView) -> I64:
-        array = np.asarray(self.rows[:, list(columns)].sum(axis=1) * lo.PAGE)
+        pages = self.rows[:, list(columns)].sum(axis=1) - self.rows[:, list(less)].sum(axis=1)
+        array = np.asarray(pages * lo.PAGE)
         array.flags.writeable = False
         return array
 
@@ -57,6 +60,9 @@ class HostView:
 
     empty_bytes = _bytes(lo.M_EMPTY)
     zero_bytes = _bytes(lo.M_ZERO)
+    reclaimable_empty_bytes = _bytes(lo.M_EMPTY, less=(lo.M_KEPT_EMPTY,))
+    reclaimable_zero_bytes = _bytes(lo.M_ZERO, less=(lo.M_KEPT_ZERO,))
+    reclaimable_bytes = _bytes(*RECLAIMABLE, less=KEPT)
     mixed_bytes = _bytes(lo.M_MIXED)
     unlocated_bytes = _bytes(lo.M_UNLOCATED)
     pgtables_bytes = _bytes(lo.M_NPTE, lo.M_NPMD, lo.M_NPUD, lo.M_UNLOCATED)
@@ -75,6 +81,6 @@ class HostView:
         if kinds == Kinds.BOTH:
             yield from self._host.ranking
             return
-        sizes = self.empty_bytes if kinds == Kinds.EMPTY else self.zero_bytes
+        sizes = self.reclaimable_empty_bytes if kinds == Kinds.EMPTY else self.reclaimable_zero_bytes
         order = np.argsort(-sizes, kind="stable")
         yield from self.pid[order[: np.count_nonzero(sizes)]].tolist()

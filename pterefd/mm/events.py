@@ -109,6 +109,7 @@ MAP_FLAGS = (
     "hugetlb",
     "stack",
     "heap",
+    "uffd",
 )
 MAP_FLAG_BIT = {name: 1 << bit for bit, name in enumerate(MAP_FLAGS)}
 MAP_SHARED = MAP_FLAG_BIT["shared"]
@@ -121,6 +122,7 @@ MAP_LOCKED = MAP_FLAG_BIT["locked"]
 MAP_HUGETLB = MAP_FLAG_BIT["hugetlb"]
 MAP_STACK = MAP_FLAG_BIT["stack"]
 MAP_HEAP = MAP_FLAG_BIT["heap"]
+MAP_UFFD = MAP_FLAG_BIT["uffd"]
 
 # ---- what `state` says the entries of a range are -------------------------------------------
 ENTRIES = ("none", "zero", "anon", "file", "shmem", "swap", "guard")

@@ -21,6 +21,8 @@ from pterefd.engine.layout import (
     M_E,
     M_HIWATER_RSS,
     M_MOVED,
+    M_PFN_HIGH,
+    M_PFN_LOW,
     M_PID,
     M_PROFILE,
     M_SLOTS,
@@ -41,6 +43,7 @@ from pterefd.engine.layout import (
     VM_LOCKED_MASK,
     VM_MAYBE_GUARD,
     VM_PFNMAP,
+    VM_UFFD,
     VM_WIPEONFORK,
 )
 from pterefd.engine.pools import give_mm, take_mm
@@ -57,6 +60,7 @@ from pterefd.engine.tables import (
     slot_at,
     span_index,
 )
+from pterefd.mm.auto_free import put_page
 from pterefd.mm.vma import account, copy_vma, drop_vma, pages_of, put_vma, vma_count, vma_record
 
 
@@ -130,6 +134,7 @@ def _copy_entries(s, m, c, low, high):
                 set_member(s, x, j, v)
                 set_member(s, own_row(s, q), j, v)
                 map_folio(s, v >> FROW_SHIFT, c, 1)
+    put_page(s, c, u, i)
 
 
 @kernel
@@ -175,6 +180,8 @@ def fork(s, m, pid):
         return 0
     s.mm[c, M_START_BRK] = s.mm[m, M_START_BRK]
     s.mm[c, M_BRK] = s.mm[m, M_BRK]
+    s.mm[c, M_PFN_LOW] = s.mm[m, M_PFN_LOW]
+    s.mm[c, M_PFN_HIGH] = s.mm[m, M_PFN_HIGH]
     s.mm[c, M_BEGUN] = 1
     s.mm[c, M_MOVED] = s.mm[m, M_MOVED]
     for k in range(vma_count(s, m)):
@@ -183,7 +190,7 @@ def fork(s, m, pid):
         if flags & VM_DONTCOPY:
             continue
         w = copy_vma(s, v)
-        s.vma[w, V_FLAGS] = flags & ~VM_LOCKED_MASK
+        s.vma[w, V_FLAGS] = flags & ~(VM_LOCKED_MASK | VM_UFFD)  # dup_userfaultfd, without UFFD_FEATURE_EVENT_FORK
         put_vma(s, c, w)
         account(s, c, s.vma[w, V_FLAGS], pages_of(s, w))
         if flags & VM_WIPEONFORK:

@@ -7,7 +7,7 @@ wrote to it.
 
 from __future__ import annotations
 
-from pterefd.engine.entries import apply, holds, is_huge, set_entry
+from pterefd.engine.entries import holds, is_huge, set_entry
 from pterefd.engine.folios import clear_member, maybe_shared, member, unmap_folio
 from pterefd.engine.huge import (
     collapse_page,
@@ -63,6 +63,7 @@ from pterefd.engine.layout import (
     VM_SPECIAL,
 )
 from pterefd.engine.tables import entry_index, make_pmd, next_page, page_of, pmd_of, span_index
+from pterefd.mm.auto_free import change
 from pterefd.mm.profile import PF_COLLAPSE
 from pterefd.mm.vma import prepare_anon, vma_at, vma_record
 
@@ -290,7 +291,7 @@ def age(s, m, start, end, how):
         if not is_huge(s, s.pmd[t, i]) or _age_huge(s, m, t, i, begin, last, how):
             _age_entries(s, m, t, i, begin, last, how)
             if how == AGE_FREE:
-                apply(s, m, t, i, s.pmd[t, i], begin, last, T_FREE)
+                change(s, m, t, i, begin, last, T_FREE)
         addr = next_page(s, m, span + SPAN, end)
 
 

@@ -1,9 +1,12 @@
-"""Profiles: which kernel's rules an mm lives under, as named sets of flags (kernel-rules.md, section 8)."""
+"""Profiles: which kernel's rules an mm lives under, as named sets of flags (kernel-rules.md, sections 4 and 8).
+
+The kernels' own are measured or from source; those of the mails are the posted series on the rules of v5.19.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pterefd.errors import BadInput
@@ -17,6 +20,17 @@ PF_GUARD = 32  # MADV_GUARD_INSTALL (6.13)
 PF_STACK = 64  # MAP_STACK sets VM_NOHUGEPAGE, so thread stacks join nothing else (6.7)
 PF_COLLAPSE = 1 << 20  # MADV_COLLAPSE (6.1)
 
+# ---- the mails ------------------------------------------------------------------------------------
+PF_TRACK = 1 << 24  # rfc-2022: a plain pte_refcount, which track_pte_set and track_pte_clear keep
+PF_PERCPU_REF = 1 << 25  # percpu-2022: a percpu_ref; zap and MADV_FREE try to free (try_to_free_user_pte)
+PF_LAST_REF = 1 << 26  # atomic-2021: an atomic pte_refcount; whoever drops the last reference frees
+PF_EMPTY_ONLY = 1 << 27  # free_ptes leaves PTE pages of 512 zero entries alone
+PF_ALIGNED = 1 << 28  # free_ptes frees a PTE page only where one mapping covers its span
+PF_UFFD_EXEMPT = 1 << 29  # free_ptes passes over spans with memory registered with userfaultfd
+PF_CONT_PTE = 1 << 30  # arm64's contiguous PTEs: 16 entries in one
+PF_AUTO_FREE = PF_PERCPU_REF | PF_LAST_REF
+PF_KEEPS = PF_EMPTY_ONLY | PF_ALIGNED | PF_UFFD_EXEMPT
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -28,34 +42,47 @@ class Profile:
     measured: bool = False
 
 
+_V6_12 = PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK
+_V6_14 = _V6_12 | PF_GUARD | PF_RECLAIM
+
 PROFILES = {
     p.name: p
     for p in (
         Profile("v5.19", 0, "Linux 5.19: no table freed short of munmap"),
         Profile("v6.1", PF_COLLAPSE, "Linux 6.1: as v5.19", measured=True),
-        Profile("v6.12", PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK, "Linux 6.12", measured=True),
-        Profile(
-            "v6.14",
-            PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK | PF_GUARD | PF_RECLAIM,
-            "Linux 6.14 with PT_RECLAIM",
-        ),
+        Profile("v6.12", _V6_12, "Linux 6.12: as v6.1, but for what merges and for mremap", measured=True),
+        Profile("v6.14", _V6_14, "Linux 6.14 with PT_RECLAIM: MADV_DONTNEED of a whole span frees its PTE page"),
         Profile(
             "v6.18",
-            PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK | PF_GUARD | PF_RECLAIM | PF_MERGE | PF_MREMAP_MANY,
-            "Linux 6.18 with PT_RECLAIM",
+            _V6_14 | PF_MERGE | PF_MREMAP_MANY,
+            "Linux 6.18 with PT_RECLAIM: as v6.14, but for what merges and for mremap",
             measured=True,
         ),
-        Profile("rfc-2022", 0, "v5.19 with the series of 25 Aug 2022: freed on request, empty and zero"),
+        Profile("rfc-2022", PF_TRACK, "v5.19 and the RFC of 25 Aug 2022: empty and zero PTE pages, on request"),
+        Profile("rfc-2022-empty", PF_TRACK | PF_EMPTY_ONLY, "as rfc-2022, without its zero part"),
+        Profile("rfc-2022-aligned", PF_TRACK | PF_ALIGNED, "as rfc-2022, only spans that one mapping covers"),
+        Profile("rfc-2022-uffd", PF_TRACK | PF_UFFD_EXEMPT, "as rfc-2022, userfaultfd's ranges passed over"),
+        Profile(
+            "percpu-2022", PF_PERCPU_REF, "v5.19 and the RFC of 29 Apr 2022: empty ones, by madvise and truncation"
+        ),
+        Profile("atomic-2021", PF_LAST_REF, "v5.19 and the series of 10 Nov 2021: empty ones, at once on any path"),
     )
 }
 AUTO = "auto"
+OPTIONS = {"cont_pte": PF_CONT_PTE}  # behind a profile's name and a plus sign
 
 
 def named(name: str) -> Profile:
-    """The profile of that name; BadInput names those there are."""
-    if name not in PROFILES:
+    """The profile of that name, with its options (`rfc-2022+cont_pte`); BadInput names those there are."""
+    base, *options = name.split("+")
+    if base not in PROFILES:
         raise BadInput(f"profile {name!r}: not one of {', '.join(PROFILES)}, {AUTO}")
-    return PROFILES[name]
+    profile = PROFILES[base]
+    for option in options:
+        if option not in OPTIONS:
+            raise BadInput(f"profile {name!r}: no option {option!r}; there are: {', '.join(OPTIONS)}")
+        profile = replace(profile, name=name, flags=profile.flags | OPTIONS[option])
+    return profile
 
 
 def for_kernel(release: str | None, config: Mapping[str, Any] | None) -> Profile:

@@ -25,6 +25,7 @@ from pterefd.engine.layout import (
     P_ENT,
     P_REF,
     PAGE,
+    PMD_ATOMIC,
     PMD_PAGES,
     SLOT,
     SPAN,
@@ -47,19 +48,23 @@ from pterefd.engine.layout import (
     VM_SHARED,
     VM_SPECIAL,
     VM_STACK,
+    VM_UFFD,
     VM_WRITE,
 )
 from pterefd.engine.pools import take_obj
 from pterefd.engine.tables import (
     entry_index,
+    has_bit,
     link_pmd,
     make_page,
     make_pmd,
     make_pud,
     pmd_of,
+    put_bit,
     span_index,
     unlink_pmd,
 )
+from pterefd.mm.auto_free import put_page
 from pterefd.mm.events import (
     MAP_GROWSDOWN,
     MAP_HUGETLB,
@@ -68,6 +73,7 @@ from pterefd.mm.events import (
     MAP_POPULATE,
     MAP_SHARED,
     MAP_STACK,
+    MAP_UFFD,
 )
 from pterefd.mm.populate import populate
 from pterefd.mm.profile import PF_REALIGN, PF_STACK
@@ -93,6 +99,8 @@ def vm_flags(prot, flags):
         vm |= VM_STACK
     if flags & MAP_NORESERVE:
         vm |= VM_NORESERVE
+    if flags & MAP_UFFD:
+        vm |= VM_UFFD
     if vm & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE:
         vm |= VM_ACCOUNT
     return vm
@@ -193,6 +201,7 @@ def _move_page(s, m, old, new):
     s.pmd[u, j] = p
     s.pmd[u, PMD_PAGES] += 1
     note_kind(s, m, u, j, K_NO_PAGE, kind)
+    put_bit(s, u, PMD_ATOMIC, j, has_bit(s, t, PMD_ATOMIC, i))
 
 
 @kernel
@@ -228,6 +237,8 @@ def _move_entries(s, m, old, new, length):
             set_entry(s, m, u, j, q, b + n, code)
             if v:
                 set_member(s, own_row(s, q), b + n, v)
+    put_page(s, m, t, i)
+    put_page(s, m, u, j)
 
 
 @kernel
@@ -285,7 +296,7 @@ def _realigned(s, m, old, new, length, old_start, new_start):
 def _move(s, m, k, old, old_len, new, new_len, dontunmap):
     """move_vma of [old, old + old_len) inside the k-th mapping; the destination is free."""
     v = vma_record(s, m, k)
-    flags = s.vma[v, V_FLAGS]
+    flags = s.vma[v, V_FLAGS] & ~VM_UFFD  # mremap_userfaultfd_prep, without UFFD_FEATURE_EVENT_REMAP
     obj = s.vma[v, V_OBJ]
     anon = s.vma[v, V_ANON]
     chain = s.vma[v, V_CHAIN]

@@ -47,6 +47,7 @@ from pterefd.engine.layout import (
 )
 from pterefd.engine.tables import entry_index, make_page, make_pmd, pmd_of, span_index
 from pterefd.mm.advise import madvise
+from pterefd.mm.auto_free import put_page
 from pterefd.mm.events import (
     OP_BRK,
     OP_CACHE,
@@ -162,6 +163,7 @@ def _set_span(s, m, addr, end, state, tables):
         if entry_at(s, p, j) & E_STATE != state:
             apply_one(s, m, t, i, p, j, T_SET + state)
             changed = True
+    put_page(s, m, t, i)
     return changed
 
 

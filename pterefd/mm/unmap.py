@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pterefd.engine import blocks
-from pterefd.engine.entries import apply, free_page, holds, is_huge
+from pterefd.engine.entries import free_page, holds, is_huge
 from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
@@ -21,6 +21,7 @@ from pterefd.engine.layout import (
     V_START,
 )
 from pterefd.engine.tables import entry_index, free_pgtables, next_page, pmd_of, resident, span_index
+from pterefd.mm.auto_free import change, free_by_itself
 from pterefd.mm.profile import PF_RECLAIM
 from pterefd.mm.vma import account, drop_vma, pages_of, split_vma, vma_count, vma_first, vma_record
 
@@ -33,7 +34,7 @@ def note_rss(s, m):
 
 @kernel
 def change_range(s, m, start, end, transition):
-    """A transition on every entry of [start, end) that has a PTE page; no table is made or freed.
+    """A transition on every entry of [start, end) that has a PTE page; no table is made.
 
     A PMD entry is split, unless the transition looks for guard markers, of which there are none.
     """
@@ -49,7 +50,7 @@ def change_range(s, m, start, end, transition):
             split_pmd(s, m, t, i)
             huge = False
         if not huge:
-            apply(s, m, t, i, s.pmd[t, i], entry_index(low), ((high - 1) >> 12 & 511) + 1, transition)
+            change(s, m, t, i, entry_index(low), ((high - 1) >> 12 & 511) + 1, transition)
         addr = next_page(s, m, span + SPAN, end)
 
 
@@ -71,12 +72,14 @@ def zap_dontneed(s, m, start, end):
         i = span_index(span)
         p = s.pmd[t, i]
         huge = is_huge(s, p)
-        if high - low == SPAN and (huge or (reclaim and not holds(s, p, E_GUARD))):
+        if huge and high - low == SPAN:
             free_page(s, m, t, i)
+        elif reclaim and high - low == SPAN and not holds(s, p, E_GUARD):
+            free_by_itself(s, m, t, i)
         else:
             if huge:
                 split_pmd(s, m, t, i)
-            apply(s, m, t, i, p, entry_index(low), ((high - 1) >> 12 & 511) + 1, T_ZAP)
+            change(s, m, t, i, entry_index(low), ((high - 1) >> 12 & 511) + 1, T_ZAP)
         addr = next_page(s, m, span + SPAN, end)
 
 

@@ -17,6 +17,8 @@ from pterefd.engine.layout import (
     M_EXEC_VM,
     M_HIWATER_VM,
     M_LOCKED_VM,
+    M_PFN_HIGH,
+    M_PFN_LOW,
     M_PROFILE,
     M_STACK_VM,
     M_TOTAL_VM,
@@ -34,9 +36,11 @@ from pterefd.engine.layout import (
     VM_ACCESS,
     VM_EXEC,
     VM_GROWSDOWN,
+    VM_HUGETLB,
     VM_LOCKED,
     VM_MAYBE_GUARD,
     VM_NO_MERGE,
+    VM_PFNMAP,
     VM_SHARED,
     VM_WRITE,
 )
@@ -268,6 +272,14 @@ def _join_all(s, m, k, anon, chain, sticky):
 
 
 @kernel
+def _note_passed_over(s, m, start, end):
+    """Walks of the page tables pass over [start, end) (walk_page_test): free_ptes has to look twice there."""
+    none_yet = s.mm[m, M_PFN_HIGH] == 0
+    s.mm[m, M_PFN_LOW] = start if none_yet else min(start, s.mm[m, M_PFN_LOW])
+    s.mm[m, M_PFN_HIGH] = max(end, s.mm[m, M_PFN_HIGH])
+
+
+@kernel
 def add_range(s, m, start, end, flags, pgoff, obj, anon, chain, from_child, right_too):
     """A new range [start, end), free before: joined to its neighbours or a mapping of its own.
 
@@ -281,6 +293,8 @@ def add_range(s, m, start, end, flags, pgoff, obj, anon, chain, from_child, righ
     right = right_too and k + 1 < n
     right = right and _joins_right(s, m, vma_record(s, m, k + 1), end, flags, end_pgoff, obj, anon, from_child)
     account(s, m, flags, (end - start) >> 12)
+    if flags & (VM_PFNMAP | VM_HUGETLB):
+        _note_passed_over(s, m, start, end)
     sticky = flags & VM_MAYBE_GUARD
     if left and right and not _joins_both(s, m, vma_record(s, m, k), vma_record(s, m, k + 1)):
         if s.mm[m, M_PROFILE] & PF_MMAP3:

@@ -62,6 +62,7 @@ PT_RECLAIM = Dir(
         _bytes("pgtables_bytes", "Page-table pages of the mm: PTE, PMD and PUD pages, 4096 bytes each."),
         _bytes("empty_bytes", "PTE pages with no entry set."),
         _bytes("zero_bytes", "PTE pages whose 512 entries all map the shared zero page."),
+        _bytes("kept_bytes", "Empty and zero PTE pages that free_ptes passes over under the profile."),
         _bytes("mixed_bytes", "PTE pages whose entries are zero-page ones and none, both kinds. Never freed."),
         _bytes(
             "unlocated_bytes",
@@ -78,7 +79,9 @@ PID = Dir(
         File("comm", 0o444, "Name of the process, up to 15 characters.", read=_comm),
         File("cmdline", 0o444, "Arguments of the process, each ended by a NUL.", read=_cmdline),
         File("maps", 0o444, "Mappings of the mm, in ascending order.", read=maps),
-        _bytes("reclaimable_pt_bytes", "PTE pages that free_ptes would free now: empty and zero ones."),
+        _bytes(
+            "reclaimable_pt_bytes", "PTE pages that free_ptes would free now: empty and zero ones, less kept_bytes."
+        ),
         PT_RECLAIM,
     ),
 )

@@ -126,7 +126,7 @@ def test_the_numbers_are_the_hosts(tree: Tree, here: House) -> None:
     for pid in here.host.pids():
         counters = here.host.counters(pid)
         assert read(tree, f"/{pid}/reclaimable_pt_bytes") == f"{counters.empty_bytes + counters.zero_bytes}\n"
-        for name in ("pgtables_bytes", "empty_bytes", "zero_bytes", "mixed_bytes", "unlocated_bytes"):
+        for name in ("pgtables_bytes", "empty_bytes", "zero_bytes", "kept_bytes", "mixed_bytes", "unlocated_bytes"):
             assert read(tree, f"/{pid}/pt_reclaim/{name}") == f"{getattr(counters, name)}\n"
         lines = status(tree, pid)
         assert lines["VmPTE"] == f"{counters.pgtables_bytes >> 10} kB"

@@ -57,6 +57,8 @@ def map_flags(mapping: Map, set_flags: frozenset[str]) -> str:
         names.append("noreserve")
     if "gd" in set_flags or mapping.path == "[stack]":
         names.append("growsdown")
+    if set_flags & {"um", "uw", "ui"}:
+        names.append("uffd")
     if "ht" in set_flags:
         names.append("hugetlb")
     if mapping.path == "[stack]":
