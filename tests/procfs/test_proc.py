@@ -25,6 +25,7 @@ FILES_OF_PID = {
     "pt_reclaim/pgtables_bytes",
     "pt_reclaim/empty_bytes",
     "pt_reclaim/zero_bytes",
+    "pt_reclaim/kept_bytes",
     "pt_reclaim/mixed_bytes",
     "pt_reclaim/unlocated_bytes",
 }
