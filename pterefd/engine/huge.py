@@ -31,6 +31,7 @@ from pterefd.engine.layout import (
     E_SWAP,
     E_ZERO,
     F_MAPS,
+    F_MLOCKED,
     FOLIO_SHIFT,
     FROW_OWNED,
     FROW_SHIFT,
@@ -141,6 +142,13 @@ def write_huge(s, m, t, i, begin, end, data):
 def make_lazy(s, p):
     """MADV_FREE of a whole huge page: it stays, clean."""
     s.pte[p, P_ENT] = -(-s.pte[p, P_ENT] & ~E_DIRTY | E_LAZY)
+
+
+@kernel
+def keep_mlocked(s, p):
+    """The huge page's mapping loses VM_LOCKED without its folio being munlocked."""
+    if huge_state(s, p) == E_HUGE:
+        s.fol[folio_of(s, p), F_MLOCKED] = 1
 
 
 @kernel

@@ -62,7 +62,8 @@ F_MAPS1 = 5
 F_SHARED = 6  # FOLIO_MM_IDS_SHARED
 F_SPAN = 7  # span number of its pages, in mms that have moved none
 F_WRITTEN = 8  # 16 x 32 bits, while a PMD entry maps it: pages that were written to
-FOLIO_COLUMNS = 24
+F_MLOCKED = 24  # PG_mlocked that no munlock takes away any more
+FOLIO_COLUMNS = 25
 F_NEXT = F_ORDER
 
 # ---- S.frow[r]: which folio's page each entry of a PTE page maps: folio, FROW_OWNED, page in the folio; 0 none ----

@@ -14,6 +14,7 @@ from pterefd.engine.huge import (
     cow_entries,
     folio_of,
     huge_state,
+    keep_mlocked,
     make_block,
     make_huge,
     make_huge_zero,
@@ -31,6 +32,7 @@ from pterefd.engine.layout import (
     E_LAZY,
     E_NONE,
     E_ZERO,
+    F_MLOCKED,
     F_ORDER,
     F_SPAN,
     FROW_PAGE,
@@ -176,8 +178,11 @@ def write_entries(s, m, v, t, i, addr, end):
 
 
 @kernel
-def _split_in_span(s, m, span, f):
-    """Pages of folio f that the mm maps in this span become pages by themselves, zero-filled ones the zero page."""
+def _split_in_span(s, m, span, f, keep):
+    """Pages of folio f that the mm maps in this span become pages by themselves, zero-filled ones the zero page.
+
+    keep: not these, as the folio is mlocked.
+    """
     t = pmd_of(s, m, span)
     i = span_index(span)
     if t == 0 or s.pmd[t, i] == 0:
@@ -195,7 +200,7 @@ def _split_in_span(s, m, span, f):
             continue
         clear_member(s, x, j)
         unmap_folio(s, f, m, 1)
-        if s.ent[x, j] & E_BLANK and not _is_locked(s, m, span + (j << PAGE_SHIFT)):
+        if s.ent[x, j] & E_BLANK and not keep and not _is_locked(s, m, span + (j << PAGE_SHIFT)):
             set_entry(s, m, t, i, p, j, E_ZERO)
 
 
@@ -211,14 +216,26 @@ def _is_locked(s, m, addr):
 @kernel
 def split_folio(s, m, f):
     """split_huge_page of a folio that mm m alone maps; remap_page looks at what the pages hold."""
+    keep = s.fol[f, F_MLOCKED] != 0
     home = s.fol[f, F_SPAN] << SPAN_SHIFT
     if not s.mm[m, M_MOVED]:
-        _split_in_span(s, m, home, f)
+        _split_in_span(s, m, home, f, keep)
         return
     addr = next_page(s, m, 0, 1 << 47)
     while addr < 1 << 47:
-        _split_in_span(s, m, addr & ~(SPAN - 1), f)
+        _split_in_span(s, m, addr & ~(SPAN - 1), f, keep)
         addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, 1 << 47)
+
+
+@kernel
+def forget_lock(s, m, start, end):
+    """dontunmap_complete takes VM_LOCKED off a mapping, and munlocks no folio."""
+    addr = next_page(s, m, start, end)
+    while addr < end:
+        p = page_of(s, m, addr)
+        if is_huge(s, p):
+            keep_mlocked(s, p)
+        addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, end)
 
 
 # ---- MADV_FREE, MADV_COLD, MADV_PAGEOUT ---------------------------------------------------------------

@@ -75,6 +75,7 @@ from pterefd.mm.events import (
     MAP_STACK,
     MAP_UFFD,
 )
+from pterefd.mm.huge import forget_lock
 from pterefd.mm.populate import populate
 from pterefd.mm.profile import PF_REALIGN, PF_STACK
 from pterefd.mm.unmap import munmap, note_rss
@@ -315,6 +316,7 @@ def _move(s, m, k, old, old_len, new, new_len, dontunmap):
         w = vma_record(s, m, source)
         if flags & VM_LOCKED:
             s.mm[m, M_LOCKED_VM] -= (s.vma[w, V_END] - s.vma[w, V_START]) >> 12
+            forget_lock(s, m, s.vma[w, V_START], s.vma[w, V_END])
             s.vma[w, V_FLAGS] &= ~VM_LOCKED_MASK
         if old_start == old and old_end == old + old_len and w != vma_record(s, m, vma_at(s, m, new)):
             s.vma[w, V_ANON] = 0
