@@ -66,7 +66,7 @@ from pterefd.engine.layout import (
 )
 from pterefd.engine.tables import entry_index, make_pmd, next_page, page_of, pmd_of, span_index
 from pterefd.mm.auto_free import change
-from pterefd.mm.profile import PF_COLLAPSE
+from pterefd.mm.profile import PF_COLLAPSE, PF_SPLIT_ZERO
 from pterefd.mm.vma import prepare_anon, vma_at, vma_record
 
 # How an access goes: the `write` of faults.
@@ -181,7 +181,7 @@ def write_entries(s, m, v, t, i, addr, end):
 def _split_in_span(s, m, span, f, keep):
     """Pages of folio f that the mm maps in this span become pages by themselves, zero-filled ones the zero page.
 
-    keep: not these, as the folio is mlocked.
+    keep: not these, as the folio is mlocked or the kernel too old.
     """
     t = pmd_of(s, m, span)
     i = span_index(span)
@@ -216,7 +216,7 @@ def _is_locked(s, m, addr):
 @kernel
 def split_folio(s, m, f):
     """split_huge_page of a folio that mm m alone maps; remap_page looks at what the pages hold."""
-    keep = s.fol[f, F_MLOCKED] != 0
+    keep = s.fol[f, F_MLOCKED] != 0 or not s.mm[m, M_PROFILE] & PF_SPLIT_ZERO
     home = s.fol[f, F_SPAN] << SPAN_SHIFT
     if not s.mm[m, M_MOVED]:
         _split_in_span(s, m, home, f, keep)

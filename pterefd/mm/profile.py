@@ -19,6 +19,7 @@ PF_MREMAP_MANY = 16  # mremap of several mappings at once (6.17)
 PF_GUARD = 32  # MADV_GUARD_INSTALL (6.13)
 PF_STACK = 64  # MAP_STACK sets VM_NOHUGEPAGE, so thread stacks join nothing else (6.7)
 PF_COLLAPSE = 1 << 20  # MADV_COLLAPSE (6.1)
+PF_SPLIT_ZERO = 1 << 21  # a folio that is split maps its zero-filled pages to the zero page (6.12)
 
 # ---- the mails ------------------------------------------------------------------------------------
 PF_TRACK = 1 << 24  # rfc-2022: a plain pte_refcount, which track_pte_set and track_pte_clear keep
@@ -42,7 +43,7 @@ class Profile:
     measured: bool = False
 
 
-_V6_12 = PF_COLLAPSE | PF_MMAP3 | PF_REALIGN | PF_STACK
+_V6_12 = PF_COLLAPSE | PF_SPLIT_ZERO | PF_MMAP3 | PF_REALIGN | PF_STACK
 _V6_14 = _V6_12 | PF_GUARD | PF_RECLAIM
 
 PROFILES = {
