@@ -30,6 +30,7 @@
  *   z FD SIZE                         ftruncate
  *   c FD PAGE PAGES                   write pages of the file, one by one, so that they are in the page cache
  *   g                                 write its own pid to /proc/sys/vm/free_ptes
+ *   j DISABLED                        no huge pages from now on, or again: prctl, what is forked and executed inherits it
  *   n COUNT WANT                      do the commands of the next COUNT lines (m u r p b a l k t) without an answer to each
  *   f SLOT                            fork; the child answers on its own slot, with its pid as result
  *   e SLOT                            exec itself again, the new image answers on SLOT
@@ -927,6 +928,9 @@ static void run(void)
 		break;
 	case 'g':
 		answer(free_ptes());
+		break;
+	case 'j':
+		answer(call6(SYS_prctl, PR_SET_THP_DISABLE, a[0], 0, 0, 0, 0));
 		break;
 	default:
 		answer(perform(command, a, 0, &runs));

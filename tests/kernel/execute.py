@@ -367,6 +367,9 @@ class Execution:
             self.rows.append(gone)
         self._answered(op["pid"], answer)
 
+    def _do_thp(self, op: Op, process: Process) -> None:
+        self._record(dict(op), process.ask(f"j {int(op['disabled'])}"))
+
     def _do_fault(self, op: Op, process: Process) -> None:
         """One row for each run of pages that could be accessed, or could not (errno EFAULT)."""
         if op.get("via") == "kernel":

@@ -199,7 +199,7 @@ HUGE_OPS = {
     "munlock": 3,
     "fork": 4,
     "exit": 2,
-    "exec": 0,
+    "thp": 1,
 }
 HUGE_ADVICE = {
     "hugepage": 12,
@@ -218,11 +218,12 @@ HUGE_ADVICE = {
 }
 HUGE_BOARDS = {"huge": 5, "huge_gib": 3, "huge_pgd": 1}
 HUGE_KINDS = {"anon": 12, "growsdown": 1}
+HUGE_FLAGS = {**ANON_FLAGS, "stack": 0.03, "locked": 0.03}
 SPLITS = {**HUGE_ADVICE, "free": 24, "cold": 10, "pageout": 8, "dontneed": 24}
 
 # Programs with huge pages.
 HUGE_FAMILIES: dict[str, Family] = {
-    "thp": Family(HUGE_OPS, HUGE_ADVICE, HUGE_KINDS, HUGE_BOARDS, extra_flags=ANON_FLAGS, hugepage=0.8),
+    "thp": Family(HUGE_OPS, HUGE_ADVICE, HUGE_KINDS, HUGE_BOARDS, extra_flags=HUGE_FLAGS, hugepage=0.8),
     "thp_fork": Family(
         {**HUGE_OPS, "fork": 12, "exit": 6, "write": 40},
         {**HUGE_ADVICE, "free": 8, "cold": 4, "dontneed": 24},
@@ -230,7 +231,7 @@ HUGE_FAMILIES: dict[str, Family] = {
         HUGE_BOARDS,
         boundaries=(4, 7),
         processes=5,
-        extra_flags=ANON_FLAGS,
+        extra_flags=HUGE_FLAGS,
         hugepage=0.85,
     ),
     "thp_split": Family(
@@ -238,15 +239,20 @@ HUGE_FAMILIES: dict[str, Family] = {
         SPLITS,
         HUGE_KINDS,
         HUGE_BOARDS,
-        extra_flags=ANON_FLAGS,
+        extra_flags=HUGE_FLAGS,
         hugepage=0.85,
     ),
     "thp_swap": Family(
         {**HUGE_OPS, "madvise": 40, "write": 40, "fork": 2},
-        {**{name: weight for name, weight in HUGE_ADVICE.items() if name != "collapse"}, "pageout": 40, "cold": 4},
+        {
+            **{name: weight for name, weight in HUGE_ADVICE.items() if name != "collapse"},
+            "pageout": 40,
+            "cold": 4,
+            "free": 10,
+        },
         HUGE_KINDS,
         HUGE_BOARDS,
-        extra_flags=ANON_FLAGS,
+        extra_flags=HUGE_FLAGS,
         hugepage=0.85,
         swap=True,
     ),
@@ -255,7 +261,7 @@ HUGE_FAMILIES: dict[str, Family] = {
         {**HUGE_ADVICE, "free": 10, "cold": 4, "guard_install": 6, "collapse": 4},
         HUGE_KINDS,
         {"blocks": 5, "huge": 2, "huge_gib": 1},
-        extra_flags=ANON_FLAGS,
+        extra_flags=HUGE_FLAGS,
         hugepage=0.85,
     ),
 }
@@ -264,11 +270,11 @@ HUGE_FAMILIES: dict[str, Family] = {
 HUGE_RUNS: dict[str, tuple[str, ...]] = {
     "madvise": ("thp", "thp_fork", "thp_split", "thp_swap", "vma", "broad", "thp", "thp_fork", "thp_split"),
     "madvise,no-zero-page": ("thp", "thp_fork"),
-    "madvise,64kB=madvise": ("mthp",),
+    "madvise,64kB=madvise": ("mthp", "thp_swap"),
     "madvise,16kB=madvise,32kB=madvise,64kB=madvise": ("mthp", "thp_split", "thp_fork"),
-    "madvise,64kB=always,2048kB=never": ("mthp",),
-    "always": ("thp", "thp_fork", "anon", "vma", "lock", "guard", "brk", "growsdown", "mixed", "broad"),
-    "always,16kB=madvise,64kB=always": ("mthp", "brk", "growsdown", "lock"),
+    "madvise,64kB=always,2048kB=never": ("mthp", "anon"),
+    "always": ("thp", "thp_fork", "thp_split", "anon", "vma", "lock", "guard", "brk", "growsdown", "mixed", "broad"),
+    "always,16kB=madvise,64kB=always": ("mthp", "swap", "brk", "growsdown", "lock"),
 }
 
 
@@ -345,6 +351,7 @@ class Generator:
             "exit": self._exit,
             "exec": self._exec,
             "truncate": self._truncate,
+            "thp": self._thp,
         }
 
     # -- boards and files ------------------------------------------------------------------------
@@ -514,6 +521,8 @@ class Generator:
         if kind == "growsdown":
             flags.append("growsdown")
         for flag, chance in self.family.extra_flags.items():
+            if flag == "stack" and kind == "growsdown":
+                continue  # a trace's growsdown,stack is the stack that execve made
             if rng.random() < chance and (flag == "noreserve" or end - start <= POPULATE_PAGES * PAGE):
                 flags.append(flag)
         op["flags"] = ",".join(flags)
@@ -695,6 +704,9 @@ class Generator:
         pages = max(1, self.rng.choice((pages - 1, pages - 20, pages // 2, min(pages, 10), min(pages, 512), *longer)))
         self.sizes[index] = pages
         return {"op": "truncate", "file": index, "len": pages * PAGE}
+
+    def _thp(self, pid: int) -> Op:
+        return {"op": "thp", "pid": pid, "disabled": self.rng.random() < 0.35}
 
     def _step(self) -> None:
         pid = self.rng.choice(list(self.shadows))

@@ -27,6 +27,7 @@ MAP_BITS = {
     "locked": 0x2000,
     "noreserve": 0x4000,
     "populate": 0x8000,
+    "stack": 0x20000,
 }
 MAP_FIXED = 0x10
 ADVICE_NUMBER = {
@@ -121,7 +122,7 @@ def describe(op: Op) -> str:
         words.append("-> " + _place(op["new_addr"], op["new_len"]))
     if name == "fault":
         words.append("write" if op["write"] else "read")
-    for key in ("prot", "flags", "onfault", "dontunmap", "dropped"):
+    for key in ("prot", "flags", "onfault", "dontunmap", "dropped", "disabled"):
         if op.get(key):
             words.append(str(op[key]) if isinstance(op[key], str) else key)
     words += [f"{key}={op[key]}" for key in ("path", "file", "offset", "child", "place", "via") if key in op]

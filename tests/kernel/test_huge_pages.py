@@ -1,8 +1,9 @@
-"""Huge pages: their rules' numbers held against the running kernel, with the machine's settings as each case wants."""
+"""Huge pages: the model against the running kernel, with the machine's settings as each program wants them."""
 
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from .execute import Machine
 from .generate import HUGE_FAMILIES, HUGE_RUNS
 from .huge_cases import executed, huge_cases
 from .hugepages import SYSFS, huge_pages, thp_setting
+from .oracle import check_rows, plan_huge, readable, run_groups
+
+FIXED_SEED = 2022
+FIXED_PROGRAMS, FRESH_PROGRAMS = 40, 20
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +57,40 @@ def test_settings_are_put_back_after_an_error() -> None:
     assert sysfs() == before
 
 
+def run_programs(machine: Machine, programs: int, seed: int) -> int:
+    """Run and check; returns the number of checkpoints."""
+    checkpoints = 0
+    for outcome in run_groups(machine, plan_huge(programs, seed, HUGE_RUNS)):
+        assert not outcome.report, f"{outcome.family} {outcome.seed}:\n{outcome.report}"
+        checkpoints += outcome.checkpoints
+    return checkpoints
+
+
+@pytest.mark.kernel
+def test_programs_of_a_fixed_seed(machine: Machine) -> None:
+    """Every number that the kernel gives after every operation."""
+    assert run_programs(machine, FIXED_PROGRAMS, FIXED_SEED) > FIXED_PROGRAMS * 90
+
+
+@pytest.mark.kernel
+def test_programs_of_a_fresh_seed(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other programs each time. The seed is printed, for `python -m tests.kernel.oracle --thp --seed N`."""
+    seed = random.SystemRandom().randrange(1_000_000)
+    with capsys.disabled():
+        print(f" seed {seed} ", end="", flush=True)
+    assert run_programs(machine, FRESH_PROGRAMS, seed) > FRESH_PROGRAMS * 90
+
+
 @pytest.mark.kernel
 def test_cases(machine: Machine, subtests: pytest.Subtests) -> None:
-    """The numbers of the rules: literal, held against the kernel."""
+    """The numbers of the rules: literal, held against the kernel, then the model against the kernel."""
     number = 0
     for case, execution in executed(machine, huge_cases(machine.heap_start)):
         number += 1
         with subtests.test(case.name):
             assert numbers_of(execution, case) == []
+            differences = check_rows(execution.rows).differences
+            assert not differences, readable(execution.rows, differences)
     assert number > 60
 
 
