@@ -21,7 +21,6 @@ from pterefd.engine.layout import (
     E_ANON,
     E_BLANK,
     E_CODE,
-    E_DIRTY,
     E_HUGE,
     E_HUGE_ZERO,
     E_LAZY,
@@ -30,6 +29,7 @@ from pterefd.engine.layout import (
     E_STATE,
     E_SWAP,
     E_ZERO,
+    F_LAZY,
     F_MAPS,
     F_MLOCKED,
     FOLIO_SHIFT,
@@ -131,8 +131,7 @@ def write_huge(s, m, t, i, begin, end, data):
     if not code & E_OWNED and s.fol[f, F_MAPS] != 1:
         split_pmd(s, m, t, i)
         return False
-    lazy = code & E_LAZY
-    s.pte[p, P_ENT] = -(E_HUGE | E_OWNED | lazy | (E_DIRTY if lazy else 0) | f << FOLIO_SHIFT)
+    s.pte[p, P_ENT] = -(E_HUGE | E_OWNED | f << FOLIO_SHIFT)
     if data:
         note_written(s, f, begin, end)
     return True
@@ -141,7 +140,8 @@ def write_huge(s, m, t, i, begin, end, data):
 @kernel
 def make_lazy(s, p):
     """MADV_FREE of a whole huge page: it stays, clean."""
-    s.pte[p, P_ENT] = -(-s.pte[p, P_ENT] & ~E_DIRTY | E_LAZY)
+    s.pte[p, P_ENT] = -(-s.pte[p, P_ENT] | E_LAZY)
+    s.fol[folio_of(s, p), F_LAZY] = 1
 
 
 @kernel
@@ -149,19 +149,6 @@ def keep_mlocked(s, p):
     """The huge page's mapping loses VM_LOCKED without its folio being munlocked."""
     if huge_state(s, p) == E_HUGE:
         s.fol[folio_of(s, p), F_MLOCKED] = 1
-
-
-@kernel
-def page_out(s, p):
-    """MADV_PAGEOUT of a whole huge page. True: its folio is split, as no swap space takes it whole.
-
-    What MADV_FREE made clean is dropped whole, as the trace says, or kept once more where it was written to since
-    (unmap_huge_pmd_locked).
-    """
-    code = -s.pte[p, P_ENT]
-    if code & E_DIRTY:
-        s.pte[p, P_ENT] = -(code & ~(E_LAZY | E_DIRTY))
-    return not code & E_LAZY
 
 
 @kernel

@@ -33,12 +33,11 @@ E_HUGE_ZERO = 10  # the huge zero page
 E_HUGE = 11  # a 2 MiB folio
 N_STATES = 16
 E_STATE = 0x0F
-E_LAZY = 0x10  # with E_ANON, E_HUGE: made clean by MADV_FREE
+E_LAZY = 0x10  # with E_ANON, E_HUGE: made clean by MADV_FREE, not written to since
 E_BLANK = 0x20  # with E_ANON, E_SWAP: its page is all zero, as nobody has written to it
 E_OWNED = 0x40  # with E_HUGE: PageAnonExclusive
-E_DIRTY = 0x80  # with E_HUGE | E_LAZY: written to since
-E_CODE = 0xFF
-E_CODES = 256
+E_CODE = 0x7F
+E_CODES = 128
 FOLIO_SHIFT = 8  # of a huge page's P_ENT: above the code the folio
 
 # ---- pte_refcount: as the mail of Aug 2022 packs it -------------------------------------------
@@ -63,7 +62,8 @@ F_SHARED = 6  # FOLIO_MM_IDS_SHARED
 F_SPAN = 7  # span number of its pages, in mms that have moved none
 F_WRITTEN = 8  # 16 x 32 bits, while a PMD entry maps it: pages that were written to
 F_MLOCKED = 24  # PG_mlocked that no munlock takes away any more
-FOLIO_COLUMNS = 25
+F_LAZY = 25  # MADV_FREE has made the whole folio lazyfree (not PG_swapbacked)
+FOLIO_COLUMNS = 26
 F_NEXT = F_ORDER
 
 # ---- S.frow[r]: which folio's page each entry of a PTE page maps: folio, FROW_OWNED, page in the folio; 0 none ----

@@ -20,7 +20,6 @@ from pterefd.engine.huge import (
     make_huge_zero,
     make_lazy,
     note_written,
-    page_out,
     split_pmd,
     write_huge,
 )
@@ -32,6 +31,7 @@ from pterefd.engine.layout import (
     E_LAZY,
     E_NONE,
     E_ZERO,
+    F_LAZY,
     F_MLOCKED,
     F_ORDER,
     F_SPAN,
@@ -255,8 +255,8 @@ def _age_huge(s, m, t, i, begin, end, how):
         return True
     if how == AGE_FREE:
         make_lazy(s, p)
-    elif how == AGE_PAGEOUT and page_out(s, p):
-        split_folio(s, m, f)
+    elif how == AGE_PAGEOUT:
+        _page_out(s, m, f, -s.pte[p, P_ENT] & E_LAZY != 0)
     return False
 
 
@@ -278,13 +278,37 @@ def _age_entries(s, m, t, i, begin, end, how):
         while j + n < end and member(s, x, j + n) >> FROW_SHIFT == f and _follows(s, x, j, n):
             n += 1
         if n == 1 << s.fol[f, F_ORDER]:
-            if how == AGE_PAGEOUT and not maybe_shared(s, f) and not s.ent[x, j] & E_LAZY:
-                split_folio(s, m, f)
+            if how == AGE_FREE:
+                s.fol[f, F_LAZY] = 1
+            elif how == AGE_PAGEOUT and not maybe_shared(s, f):
+                _page_out(s, m, f, _all_lazy(s, x, j, j + n))
             j += n
         elif maybe_shared(s, f):
             j += n
         else:
             split_folio(s, m, f)
+
+
+@kernel
+def _page_out(s, m, f, clean):
+    """MADV_PAGEOUT of a whole folio, which is split, as no swap space takes it whole.
+
+    One that is lazyfree loses the pages that are clean, as the trace says; where one is not, it is kept and lazyfree
+    no more (mm/rmap.c try_to_unmap_one).
+    """
+    if not s.fol[f, F_LAZY]:
+        split_folio(s, m, f)
+    elif not clean:
+        s.fol[f, F_LAZY] = 0
+
+
+@kernel
+def _all_lazy(s, x, begin, end):
+    """True where entries [begin, end) of the row were not written to since MADV_FREE."""
+    for j in range(begin, end):
+        if not s.ent[x, j] & E_LAZY:
+            return False
+    return True
 
 
 @inline
