@@ -256,7 +256,10 @@ def _age_huge(s, m, t, i, begin, end, how):
     if how == AGE_FREE:
         make_lazy(s, p)
     elif how == AGE_PAGEOUT:
-        _page_out(s, m, f, -s.pte[p, P_ENT] & E_LAZY != 0)
+        clean = -s.pte[p, P_ENT] & E_LAZY != 0
+        if s.fol[f, F_LAZY] and not clean:  # TTU_SPLIT_HUGE_PMD comes before the first page is found dirty
+            split_pmd(s, m, t, i)
+        _page_out(s, m, f, clean)
     return False
 
 
