@@ -297,6 +297,53 @@ def lock_part() -> Case:
 
 
 @case
+def protect_towards_next() -> Case:
+    c = advised("huge: a mapping that grows into the next one splits the entry at its end").write(M2, tables=3)
+    c.protect(M2, M2, "r--", vmas=1, huge=0)
+    return c.protect(M2, M1, "rw-", vmas=0, huge=-512)
+
+
+@case
+def protect_towards_previous() -> Case:
+    c = written("huge: a mapping that grows into the one before splits the entry at its start")
+    c.protect(0, M2, "r--", vmas=1, huge=0)
+    return c.protect(M1, M1, "rw-", vmas=0, huge=-512)
+
+
+@case
+def lock_half_split() -> Case:
+    c = written("huge: a split leaves zero-filled pages in the locked half").do("mlock", 0, M1, huge=-512, vmas=1)
+    return c.advise("cold", M1, K4, anon=-256, zero=256)
+
+
+@case
+def lock_left_by_move() -> Case:
+    c = advised("huge: DONTUNMAP takes VM_LOCKED off the mapping, but its huge pages stay mlocked")
+    c.do("mlock", 0, M4, more={"onfault": True}).write(M2, tables=3, anon=512).move(0, 3 * K4, FAR, keep=True)
+    return c.advise("cold", M2 + 34 * K4, K4, anon=0, zero=0, huge=-512)
+
+
+@case
+def remove_guards() -> Case:
+    return written("huge: GUARD_REMOVE leaves huge pages").advise("guard_remove", 0, M1, tables=0, anon=0, huge=0)
+
+
+@case
+def disabled() -> Case:
+    c = advised("huge: prctl(PR_SET_THP_DISABLE), inherited by a child").do("thp", more={"disabled": True})
+    c.write(0, tables=3, anon=1, huge=0).advise("collapse", 0, M2, errno=22, anon=0, huge=0)
+    c.fork(2).write(M2, pid=2, tables=1, anon=1, huge=0).do("thp", more={"disabled": False})
+    return c.write(M2, tables=1, anon=512, huge=512)
+
+
+@case
+def thread_stack() -> Case:
+    c = Case("huge: MAP_STACK keeps huge pages away", thp="always")
+    c.map(0, M4, flags="private,anonymous,stack").write(0, tables=3, anon=1, huge=0)
+    return c.advise("hugepage", 0, M4).write(M2, tables=1, anon=512, huge=512)
+
+
+@case
 def guards() -> Case:
     c = written("huge: GUARD_INSTALL on the whole and on a part").write(M2, tables=1)
     c.advise("guard_install", 0, M2, tables=0, anon=-512, guard=512, huge=-512)
@@ -327,6 +374,12 @@ def move_over_table() -> Case:
 def move_part() -> Case:
     c = written("huge: mremap of a part splits and moves entries")
     return c.move(0, M1, 2 * M4, tables=1, anon=0, huge=-512)
+
+
+@case
+def move_part_then_cold() -> Case:
+    c = written("huge: a split finds the pages that were moved").move(0, M1, 2 * M4, tables=1, anon=0, huge=-512)
+    return c.advise("cold", M1, K4, anon=-511, zero=511)
 
 
 @case
@@ -378,9 +431,85 @@ def fork_write() -> Case:
 @case
 def fork_write_alone() -> Case:
     c = written("huge: a write after the child's exit leaves the page whole").fork(child_tables=0).exit(2)
-    c.write(0, tables=0, anon=0, huge=0)
-    c.fork(3).write(0, anon=0, huge=-512).exit(3)
-    return c.write(K4, anon=0, huge=0).advise("free", 0, K4, anon=0, zero=0)
+    return c.write(0, tables=0, anon=0, huge=0)
+
+
+@case
+def fork_write_later() -> Case:
+    c = written("huge: an entry that was split stays split when the child is gone").fork().write(0, huge=-512, anon=0)
+    return c.exit(2).write(K4, anon=0, huge=0).advise("free", 0, K4, anon=0, zero=0)
+
+
+def entries(name: str) -> Case:
+    """A case that begins with a huge page, one byte written, whose PMD entry was split."""
+    c = written(name).protect(0, K4, "r--", huge=-512, anon=0)
+    return c.protect(0, K4, "rw-", vmas=-1, huge=0)
+
+
+@case
+def fork_entries() -> Case:
+    c = entries("huge: FREE leaves entries of a page that a child maps").fork(child_tables=0, child_anon=0)
+    c.advise("free", M1, K4, anon=0, zero=0).advise("cold", M1, K4, pid=2, anon=0, zero=0).exit(2)
+    return c.advise("free", M1, K4, anon=-511, zero=511)
+
+
+@case
+def fork_three() -> Case:
+    c = entries("huge: two of three processes are known to a page, the third keeps it shared").fork(2).fork(3).exit(2)
+    c.advise("free", M1, K4, anon=0, zero=0).exit(3)
+    return c.advise("free", M1, K4, anon=-511, zero=511)
+
+
+@case
+def fork_untracked() -> Case:
+    c = written("huge: a single mapping is never shared, though its process is not known to the page").fork(2).fork(3)
+    c.unmap(0, M4).exit(2)
+    return c.advise("free", M1, K4, pid=3, anon=-511, zero=511, huge=-512)
+
+
+@case
+def fork_untracked_entries() -> Case:
+    c = entries("huge: many mappings of one process that is not known to the page stay shared").fork(2).fork(3)
+    c.unmap(0, M4).exit(2)
+    return c.advise("free", M1, K4, pid=3, anon=0, zero=0)
+
+
+@case
+def fork_again() -> Case:
+    c = entries("huge: a page that a child has alone is shared again when it forks").fork(2).unmap(0, M4)
+    c.fork(3, pid=2).advise("free", M1, K4, pid=2, anon=0, zero=0).exit(3)
+    return c.advise("free", M1, K4, pid=2, anon=-511, zero=511)
+
+
+@case
+def fork_reuse() -> Case:
+    c = entries("huge: a write keeps a page of a folio that is mapped here alone").fork(2).exit(2)
+    c.advise("populate_write", 9 * K4, K4, anon=0)
+    return c.advise("free", M1, K4, anon=-511, zero=511)
+
+
+@case
+def fork_reuse_not() -> Case:
+    c = entries("huge: a write copies a page of a folio that others map").fork(2)
+    c.advise("populate_write", 9 * K4, K4, anon=0).exit(2)
+    return c.advise("free", M1, K4, anon=-510, zero=510)
+
+
+@case
+def fork_last_page() -> Case:
+    c = entries("huge: a write copies the last page of a folio").advise("dontneed", K4, M2 - K4, anon=-511)
+    c.advise("dontneed", 0, K4, anon=-1).advise("collapse", 0, M2, anon=512, huge=512)
+    c.advise("dontneed", K4, M2 - K4, anon=-511, huge=-512).fork(2).exit(2).advise("populate_write", 0, K4, anon=0)
+    return c.advise("free", 0, K4, anon=0, zero=0)
+
+
+@case
+def fork_last_page_kept() -> Case:
+    c = advised("huge: without a fork the last page of a folio stays its page").advise(
+        "populate_write", 0, K4, anon=512
+    )
+    c.advise("dontneed", K4, M2 - K4, anon=-511, huge=-512)
+    return c.advise("free", 0, K4, anon=-1, zero=1)
 
 
 @case
@@ -405,6 +534,21 @@ def collapse_few() -> Case:
     c.write(K4, 9 * K4).advise("collapse", 0, M2, tables=0, anon=502, huge=512, present=502)
     c.map(GIB, M2).read(GIB, M2, tables=2, zero=512).write(GIB, anon=1, zero=-1)
     return c.advise("collapse", GIB, M2, tables=0, anon=511, zero=-511, huge=512)
+
+
+@case
+def collapse_contents() -> Case:
+    c = small("huge: COLLAPSE copies what pages hold; what was none is all zero")
+    c.write(K4, 9 * K4, anon=9).advise("populate_write", 20 * K4, 5 * K4, anon=5)
+    c.advise("collapse", 0, M2, anon=497, huge=512)
+    return c.advise("cold", M1, K4, anon=-502, zero=502, huge=-512)
+
+
+@case
+def collapse_leaves() -> Case:
+    c = entries("huge: COLLAPSE lets go of the page that a child has then alone").fork(2)
+    c.advise("collapse", 0, M2, anon=0, huge=512)
+    return c.advise("cold", M1, K4, pid=2, anon=-511, zero=511).advise("cold", M1, K4, anon=-511, zero=511)
 
 
 @case
