@@ -270,6 +270,25 @@ def pageout_freed() -> Case:
     return c.advise("dontneed", 0, M2, tables=-1)
 
 
+@case
+def pageout_freed_and_written() -> Case:
+    c = written("huge: FREE, a write, then PAGEOUT splits the entry, the next one the page", swap=True)
+    c.advise("free", 0, M2, huge=0).write(K4, anon=0).advise("pageout", 0, M2, tables=0, anon=0, huge=-512)
+    return c.advise("pageout", 0, M2, tables=0, anon=-512, huge=0, swap=2, zero=510)
+
+
+@case
+def pageout_freed_block() -> Case:
+    c = Case(
+        "blocks: FREE, a populate, then PAGEOUT keeps the block once",
+        thp="madvise,64kB=madvise,2048kB=never",
+        swap=True,
+    )
+    c.map(0, M2).advise("hugepage", 0, M2).write(3 * K4, tables=3, anon=16).advise("free", 0, M2, anon=0)
+    c.advise("populate_write", 0, K4, anon=0).advise("pageout", 0, M2, anon=0, zero=0, swap=0)
+    return c.advise("pageout", 0, M2, anon=-16, zero=15, swap=1)
+
+
 # ---- mprotect, mlock, advice -----------------------------------------------------------------------------
 
 

@@ -91,6 +91,7 @@ def _written(values: dict[str, str]) -> Iterator[None]:
 def _known_to_khugepaged() -> Iterator[None]:
     """This process on khugepaged's list: it scans at once what comes onto an empty one (__khugepaged_enter)."""
     with mmap.mmap(-1, 4 * PMD_KB << 10, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[0] = 1  # a mapping without an anon_vma is not for khugepaged
         memory.madvise(mmap.MADV_HUGEPAGE)
         yield
 
