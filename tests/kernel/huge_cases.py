@@ -278,6 +278,12 @@ def pageout_freed_and_written() -> Case:
 
 
 @case
+def pageout_freed_and_written_once() -> Case:
+    c = written("huge: FREE, a write, then PAGEOUT leaves entries", swap=True).advise("free", 0, M2)
+    return c.write(K4, anon=0).advise("pageout", 0, M2, tables=0, anon=0, huge=-512)
+
+
+@case
 def pageout_freed_block() -> Case:
     c = Case(
         "blocks: FREE, a populate, then PAGEOUT keeps the block once",

@@ -301,8 +301,8 @@ CHANGES = (
     ),
     Change(
         "mm.populate",
-        "if not allows(flags, write) or not (write or force or flags & VM_READ):",
-        "if not allows(flags, write):",
+        "if not allows(flags, access) or not (write or force or flags & VM_READ):",
+        "if not allows(flags, access):",
         about="POPULATE_READ needs PROT_READ itself",
         shown_by="populate-read-needs-read",
     ),
@@ -427,8 +427,8 @@ CHANGES = (
     ),
     Change(
         "mm.advise",
-        "            return EINVAL\n        _act",
-        "            pass\n        _act",
+        "            return EINVAL\n        if not _act",
+        "            pass\n        if not _act",
         about="madvise stops at a mapping that refuses",
         shown_by="DONTNEED_LOCKED frees likewise",
     ),
