@@ -23,14 +23,14 @@ class Case:
     """A program and, for some of its operations, what changes by it: name of a counter -> change.
 
     child_tables (of a fork): the child's tables less the parent's.  errno: the call's, by number.
-    thp: the setting of huge pages (hugepages.py).  swap: needs somewhere to swap to.
+    thp: the setting of huge pages (hugepages.py); None: without any.  swap: needs somewhere to swap to.
     """
 
     name: str
     ops: list[Op] = field(default_factory=list)
     wanted: dict[int, dict[str, int]] = field(default_factory=dict)
     files: list[FileSpec] = field(default_factory=list)
-    thp: str = "never"
+    thp: str | None = None
     swap: bool = False
 
     def add(self, op: str, addr: int, length: int, pid: int, more: Op, want: dict[str, int]) -> Case:

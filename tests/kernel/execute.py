@@ -60,13 +60,13 @@ class Machine:
     """What every run has in common: the kernel, and how much the trace is told of it.
 
     states: at the end, a `state` row for every run of entries, which says where the entries are, not only how many.
-    thp: the setting of huge pages in force (hugepages.py); with `never` the programs have none, whatever is in force.
+    thp: the setting of huge pages in force (hugepages.py); None: whatever it is, programs have none (prctl).
     """
 
     kernel: Kernel
     states: bool = False
     every_process: bool = False
-    thp: str = "never"
+    thp: str | None = None
 
     @property
     def heap_start(self) -> int:
@@ -87,7 +87,7 @@ class Machine:
             "page_size": PAGE,
             "kernel_release": self.kernel.release,
             "kernel_config": self.kernel.config,
-            "thp": self.thp,
+            "thp": self.thp or "never",
             "fault_around_bytes": self.kernel.fault_around_bytes,
             "command": ["oracle", program.family, str(program.seed), str(len(program.ops))],
         }
@@ -179,14 +179,15 @@ class Execution:
 
     def run(self) -> list[Row]:
         """Run it all and return the rows. AgentError: the agent did not survive."""
-        thp = self.machine.thp != "never"
         with ExitStack() as stack:
-            self.group = stack.enter_context(self.machine.kernel.agents(thp=thp))
+            self.group = stack.enter_context(self.machine.kernel.agents(thp=self.machine.thp is not None))
             self.files = TestFiles(self.group.first, self.program.files)
             self.rows += self.files.rows()
             self.processes[1] = self.group.first
             self.first = self.group.first_answer.counters
             self._started(1, self.group.first_answer)
+            if self.machine.thp is None:
+                self.rows.append({"op": "thp", "pid": 1, "disabled": True})
             for number, op in enumerate(self.program.ops):
                 try:
                     self._do(op)

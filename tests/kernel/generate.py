@@ -274,6 +274,7 @@ HUGE_RUNS: dict[str, tuple[str, ...]] = {
     "madvise,16kB=madvise,32kB=madvise,64kB=madvise": ("mthp", "thp_split", "thp_fork"),
     "madvise,64kB=always,2048kB=never": ("mthp", "anon"),
     "always": ("thp", "thp_fork", "thp_split", "anon", "vma", "lock", "guard", "brk", "growsdown", "mixed", "broad"),
+    "never": ("thp",),
     "always,16kB=madvise,64kB=always": ("mthp", "swap", "brk", "growsdown", "lock"),
 }
 

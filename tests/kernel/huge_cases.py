@@ -35,6 +35,7 @@ def executed(machine: Machine, cases: Iterable[Case]) -> Iterator[tuple[Case, Ex
     """Run each with the setting of huge pages and the swap that it wants; by setting, so in another order."""
     groups: dict[tuple[str, bool], list[Case]] = {}
     for item in cases:
+        assert item.thp is not None
         groups.setdefault((item.thp, item.swap), []).append(item)
     for (thp, swap), group in groups.items():
         with huge_pages(thp), swap_file(64) if swap else nullcontext():
@@ -636,6 +637,17 @@ def collapse_protected() -> Case:
     c.map(GIB, M2).write(GIB, tables=2).protect(GIB, M2, "r--").advise("collapse", GIB, M2, anon=511, huge=512)
     c.map(2 * GIB, M2).write(2 * GIB, tables=2, anon=1).do("mlock", 2 * GIB, M2, more={"onfault": True})
     return c.advise("collapse", 2 * GIB, M2, anon=511, huge=512)
+
+
+@case
+def collapse_never() -> Case:
+    c = (
+        Case("huge: COLLAPSE works where nothing else makes huge pages", thp="never")
+        .map(0, M4)
+        .advise("hugepage", 0, M4)
+    )
+    c.write(0, tables=3, anon=1, huge=0).advise("collapse", 0, M2, tables=0, anon=511, huge=512)
+    return c.advise("dontneed", 0, M2, tables=-1).write(0, tables=1, anon=1, huge=0)
 
 
 @case

@@ -105,7 +105,7 @@ def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bo
     execution = Execution(machine, program)
     verdict = check_rows(execution.run())
     if not verdict.differences:
-        return Outcome(family, seed, machine.thp, verdict.checkpoints)
+        return Outcome(family, seed, machine.thp or "never", verdict.checkpoints)
     if shrinking:
         careful = replace(machine, every_process=True)
         short = shrink(program, lambda attempt: differs(careful, attempt))
@@ -113,11 +113,18 @@ def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bo
         again = check_rows(rows)
         if again.differences:
             return Outcome(
-                family, seed, machine.thp, verdict.checkpoints, readable(rows, again.differences), encode(rows)
+                family,
+                seed,
+                machine.thp or "never",
+                verdict.checkpoints,
+                readable(rows, again.differences),
+                encode(rows),
             )
     # It does not show again (or was not to be shrunk): keep what was seen.
     rows = execution.rows
-    return Outcome(family, seed, machine.thp, verdict.checkpoints, readable(rows, verdict.differences), encode(rows))
+    return Outcome(
+        family, seed, machine.thp or "never", verdict.checkpoints, readable(rows, verdict.differences), encode(rows)
+    )
 
 
 def plan(programs: int, seed: int, families: Sequence[str]) -> Work:
