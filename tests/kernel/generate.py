@@ -256,6 +256,22 @@ HUGE_FAMILIES: dict[str, Family] = {
         hugepage=0.85,
         swap=True,
     ),
+    "thp_broad": Family(
+        {**HUGE_OPS, "brk": 6, "below": 6, "stack": 3, "truncate": 1, "mlock": 6, "munlock": 4},
+        {
+            **{name: weight for name, weight in SPLITS.items() if name != "collapse"},  # files are not collapsed here
+            **dict.fromkeys(FLAG_ADVICE, 1),
+            "hugepage": 12,
+            "guard_install": 6,
+            "guard_remove": 5,
+            "remove": 2,
+        },
+        {"anon": 10, "growsdown": 4, "shared": 2, "disk_private": 2, "tmpfs_private": 2, "disk": 1, "tmpfs": 1},
+        {"huge": 4, "huge_gib": 2, "heap": 3, "down": 3},
+        processes=5,
+        extra_flags=HUGE_FLAGS,
+        hugepage=0.7,
+    ),
     "mthp": Family(
         {**HUGE_OPS, "write": 44},
         {**HUGE_ADVICE, "free": 10, "cold": 4, "guard_install": 6, "collapse": 4},
@@ -268,14 +284,28 @@ HUGE_FAMILIES: dict[str, Family] = {
 
 # Setting of huge pages (hugepages.py) -> the families that run with it.
 HUGE_RUNS: dict[str, tuple[str, ...]] = {
-    "madvise": ("thp", "thp_fork", "thp_split", "thp_swap", "vma", "broad", "thp", "thp_fork", "thp_split"),
+    "madvise": (
+        "thp",
+        "thp_fork",
+        "thp_split",
+        "thp_swap",
+        "vma",
+        "broad",
+        "thp_broad",
+        "thp",
+        "thp_fork",
+        "thp_split",
+    ),
     "madvise,no-zero-page": ("thp", "thp_fork"),
     "madvise,64kB=madvise": ("mthp", "thp_swap"),
     "madvise,16kB=madvise,32kB=madvise,64kB=madvise": ("mthp", "thp_split", "thp_fork"),
     "madvise,64kB=always,2048kB=never": ("mthp", "anon"),
-    "always": ("thp", "thp_fork", "thp_split", "anon", "vma", "lock", "guard", "brk", "growsdown", "mixed", "broad"),
+    "always": (
+        *("thp", "thp_fork", "thp_split", "thp_swap", "thp_broad"),
+        *("anon", "vma", "shmem", "file", "swap", "lock", "guard", "brk", "growsdown", "mixed", "broad"),
+    ),
     "never": ("thp",),
-    "always,16kB=madvise,64kB=always": ("mthp", "swap", "brk", "growsdown", "lock"),
+    "always,16kB=madvise,64kB=always": ("mthp", "thp_broad", "swap", "brk", "growsdown", "lock"),
 }
 
 

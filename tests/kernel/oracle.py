@@ -133,11 +133,12 @@ def plan(programs: int, seed: int, families: Sequence[str]) -> Work:
 
 
 def plan_huge(programs: int, seed: int, runs: Mapping[str, Sequence[str]]) -> dict[tuple[str, bool], Work]:
-    """By setting of huge pages and need of swap: all settings' families in turn.
+    """By setting of huge pages and need of swap: all settings' families in turn, from one that the seed decides.
 
     Without a need there is no swap, as paging out then does another thing: it only splits.
     """
     pairs = [(setting, family) for setting, families in runs.items() for family in families]
+    pairs = pairs[seed % len(pairs) :] + pairs[: seed % len(pairs)]
     groups: dict[tuple[str, bool], Work] = {}
     for (setting, _), (family, number) in zip(cycle(pairs), plan(programs, seed, [f for _, f in pairs]), strict=False):
         groups.setdefault((setting, ALL_FAMILIES[family].swap), []).append((family, number))
