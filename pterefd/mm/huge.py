@@ -32,6 +32,7 @@ from pterefd.engine.layout import (
     E_NONE,
     E_ZERO,
     F_LAZY,
+    F_MAPS,
     F_MLOCKED,
     F_ORDER,
     F_SPAN,
@@ -283,7 +284,7 @@ def _age_entries(s, m, t, i, begin, end, how):
         if n == 1 << s.fol[f, F_ORDER]:
             if how == AGE_FREE:
                 s.fol[f, F_LAZY] = 1
-            elif how == AGE_PAGEOUT and not maybe_shared(s, f):
+            elif how == AGE_PAGEOUT and s.fol[f, F_MAPS] == n:  # a whole run is judged exactly
                 _page_out(s, m, f, _all_lazy(s, x, j, j + n))
             j += n
         elif maybe_shared(s, f):
