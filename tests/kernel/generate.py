@@ -364,6 +364,7 @@ class Generator:
         self.marks = sorted({mark for board in self.boards for mark in board})
         self.ops: list[Op] = []
         self.used: list[int] = []  # spans of the last touches and moves
+        self.parted: list[tuple[int, int]] = []  # (pid, span) of the last calls on a part of a span
         self.makers: dict[str, Callable[[int], Op | None]] = {
             "mmap": self._mmap,
             "munmap": self._munmap,
@@ -670,8 +671,9 @@ class Generator:
             start, end = max(start, area[0]), min(end, area[1])
             if start >= end:
                 start, end = area[0], area[1]
-        if advice == "collapse" and self.used and self.rng.random() < 0.6:  # a span that has a PTE page
-            start = self.rng.choice(self.used)
+        parted = [span for owner, span in self.parted if owner == pid]
+        if advice == "collapse" and parted and self.rng.random() < 0.7:  # a span that likely has a PTE page
+            start = self.rng.choice(parted)
             end = start + SPAN * self.rng.choice((1, 1, 2))
         if advice.startswith(("populate", "guard")):
             start, end = self._limited(start, end, POPULATE_PAGES)
@@ -747,6 +749,12 @@ class Generator:
             self.ops.append(op)
             if op["op"] in ("fault", "mremap"):
                 self.used = [*self.used[-7:], op.get("new_addr", op["addr"]) // SPAN * SPAN]
+            if op["op"] in ("madvise", "mprotect", "mlock") and (op["addr"] | op["len"]) % SPAN:
+                self.parted = [*self.parted[-7:], (pid, op["addr"] // SPAN * SPAN)]
+            if op.get("advice") == "collapse" and self.rng.random() < 0.4:  # what has the new page in it?
+                page = op["addr"] // SPAN * SPAN + PAGE * self.rng.randrange(512)
+                advice = self.rng.choice(("free", "cold"))
+                self.ops.append({"op": "madvise", "pid": pid, "addr": page, "len": PAGE, "advice": advice})
             if op["op"] == "mmap" and self.family.hugepage and self.rng.random() < self.family.hugepage:
                 start, end = self._huge_part(op["addr"], op["addr"] + op["len"])
                 self.ops.append({"op": "madvise", "pid": pid, "addr": start, "len": end - start, "advice": "hugepage"})
