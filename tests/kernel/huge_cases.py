@@ -718,6 +718,15 @@ def blocks_always() -> Case:
     return c.advise("dontneed", 0, M2, tables=-1, anon=-32).write(0, tables=1, anon=512, huge=512)
 
 
+@case
+def blocks_untracked() -> Case:
+    c = Case("blocks: PAGEOUT of a whole block counts its mappings", thp="madvise,64kB=madvise,2048kB=never", swap=True)
+    c.map(0, M2).advise("hugepage", 0, M2).write(3 * K4, tables=3, anon=16).fork(2).fork(3)
+    c.advise("pageout", 0, 16 * K4, pid=3, anon=0, swap=0).unmap(0, M2).exit(2)
+    c.advise("pageout", 0, 15 * K4, pid=3, anon=0, swap=0)
+    return c.advise("pageout", 0, 16 * K4, pid=3, anon=-16, swap=1, zero=15)
+
+
 # ---- heap, stacks -----------------------------------------------------------------------------------
 
 

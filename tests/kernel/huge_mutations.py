@@ -348,4 +348,11 @@ HUGE_CHANGES = (
         about="a lazyfree huge page that was written to is PTE-mapped when it is paged out",
         shown_by="huge: FREE, a write, then PAGEOUT leaves entries",
     ),
+    Change(
+        "mm.huge",
+        "elif how == AGE_PAGEOUT and s.fol[f, F_MAPS] == n:",
+        "elif how == AGE_PAGEOUT and not maybe_shared(s, f):",
+        about="a whole run is paged out by the exact count of mappings",
+        shown_by="blocks: PAGEOUT of a whole block counts its mappings",
+    ),
 )
