@@ -25,6 +25,9 @@ class MmRow(NamedTuple):
     reclaimable_pt_bytes: int
     peak_VmPTE: int  # noqa: N815 - the field's own name
     peak_reclaimable_pt_bytes: int
+    freed_by_itself: int  # PTE pages: by the profile, by free_ptes, and made again where one had been freed so
+    freed_on_request: int
+    allocated_again: int
 
 
 def row_of(process: Process, c: MmCounters) -> MmRow:
@@ -43,6 +46,9 @@ def row_of(process: Process, c: MmCounters) -> MmRow:
         reclaimable_pt_bytes=c.reclaimable_pt_bytes,
         peak_VmPTE=c.peak_pgtables_bytes >> 10,
         peak_reclaimable_pt_bytes=max(c.peak_reclaimable_bytes, c.reclaimable_pt_bytes),
+        freed_by_itself=c.freed_by_itself,
+        freed_on_request=c.freed_on_request,
+        allocated_again=c.allocated_again,
     )
 
 

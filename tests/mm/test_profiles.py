@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pterefd.engine import layout as lo
-from pterefd.errors import BadInput
 from pterefd.hookspecs import Kinds
 from pterefd.host.host import Host
-from pterefd.mm.profile import PROFILES, named
+from pterefd.mm.profile import PROFILES
 from tests.build import Event, host, run
 from tests.mm.refcounts import Mm
 
@@ -284,17 +283,6 @@ def test_walks_pass_over_raw_frames() -> None:
     assert requested(machine) == (0, 1)
     run(machine, ("mmap", 1, B + 5 * M, 4 * K))
     assert requested(machine) == (1, 0)
-
-
-# ---- names ----------------------------------------------------------------------------------------
-
-
-def test_options_stand_behind_a_plus_sign() -> None:
-    assert named("atomic-2021+cont_pte").name == "atomic-2021+cont_pte"
-    with pytest.raises(BadInput, match="no option 'huge'; there are: cont_pte"):
-        named("rfc-2022+huge")
-    with pytest.raises(BadInput, match="profile 'rfc\\+cont_pte': not one of v5.19, "):
-        named("rfc+cont_pte")
 
 
 # ---- any program at all -----------------------------------------------------------------------------

@@ -160,3 +160,13 @@ def test_fields() -> None:
     for text in ("VmPTE,Foo", "", ","):
         with pytest.raises(BadInput):
             parse_fields(text)
+
+
+@pytest.mark.parametrize(("profile", "counts"), [("percpu-2022", (1, 1, 1)), ("v5.19", (0, 1, 0))])
+def test_a_row_counts_what_was_freed_and_made_again(tmp_path: Path, profile: str, counts: tuple[int, int, int]) -> None:
+    """A span discarded whole and written to again, then one of zero entries, freed on request."""
+    discard = {"op": "madvise", "pid": 1, "addr": B, "len": 2 * M, "advice": "dontneed", "t": 0}
+    ask = {"op": "free_ptes", "pid": 1, "t": 0}
+    events = [fault(0, size=4 * M), discard, fault(0), fault(4 * M, write=False, size=2 * M), ask]
+    row = check_trace(write(tmp_path / "t.jsonl", *events), profile=profile, limits=SMALL).rows[0]
+    assert (row.freed_by_itself, row.freed_on_request, row.allocated_again) == counts
