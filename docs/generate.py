@@ -18,7 +18,7 @@ from pterefd import hookspecs, log, paths
 from pterefd.cli.group import COMMANDS, cli
 from pterefd.host.host import Host
 from pterefd.metrics import HostCollector
-from pterefd.mm.profile import PROFILES, Profile, named
+from pterefd.mm.profile import OPTIONS, PROFILES, Profile, named
 from pterefd.procfs.root import ROOT
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
 from pterefd.reclaim.plugins import Plugins
@@ -108,7 +108,7 @@ def profiles() -> str:
     """Every profile, and how far it is checked."""
     head = "| profile | what it is | checked |\n| --- | --- | --- |\n"
     rows = (f"| `{p.name}` | {p.about} | {_checked(p)} |\n" for p in PROFILES.values())
-    return head + "".join(rows)
+    return head + "".join(rows) + f"\nOptions, behind a profile's name and a plus sign: `{'`, `'.join(OPTIONS)}`.\n"
 
 
 def _checked(profile: Profile) -> str:

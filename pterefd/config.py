@@ -109,7 +109,7 @@ class MetricsSection(_Section):
 class HostSection(_Section):
     """[host]"""
 
-    profile: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "rfc-2022"
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]*$")] = "rfc-2022"
 
 
 class ReplaySection(_Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from pterefd.cli.options import FILE, print_json, progress
 if TYPE_CHECKING:
     from pterefd.session.check import CheckOptions, FileResult
     from pterefd.session.report import MmRow
+
+Columns = Sequence[tuple[str, Callable[["MmRow"], str]]]
 
 MOST_DIFFERENCES = 20  # of a file that are shown; --json has all
 
@@ -34,6 +36,18 @@ COLUMNS = (
     ("peak reclaimable", lambda row: str(row.peak_reclaimable_pt_bytes >> 10)),
 )
 
+COSTS = (
+    ("pid", lambda row: str(row.pid)),
+    ("exec", lambda row: str(row.exec_number)),
+    ("refcount updates", lambda row: str(row.refcount_updates)),
+    ("walker pairs", lambda row: str(row.walker_pairs)),
+    ("rmap locks", lambda row: str(row.rmap_locks)),
+    ("write holds", lambda row: str(row.mmap_write_holds)),
+    ("freed by itself", lambda row: str(row.freed_by_itself)),
+    ("on request", lambda row: str(row.freed_on_request)),
+    ("allocated again", lambda row: str(row.allocated_again)),
+)
+
 
 @click.command("replay")
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
@@ -43,6 +57,7 @@ COLUMNS = (
 @click.option("--check", is_flag=True, help="Compare with every checkpoint; exit code 1 where one differs.")
 @click.option("--fields", metavar="A,B", help="With --check: compare these fields alone.")
 @click.option("--tolerance", "tolerances", multiple=True, metavar="FIELD=16kB|1%", help="With --check; repeatable.")
+@click.option("--costs", is_flag=True, help="Show what the profile's way of freeing costs, too (docs/costs.md).")
 @click.option("--strict", is_flag=True, help="A fault outside every mapping is an error.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
@@ -51,6 +66,7 @@ def command(
     check: bool,
     fields: str | None,
     tolerances: tuple[str, ...],
+    costs: bool,
     strict: bool,
     as_json: bool,
 ) -> int:
@@ -69,7 +85,7 @@ def command(
             results.append(session.check_trace(file, profile=profile, options=options, strict=strict, progress=tell))
         _warn(results[-1])
         if not as_json:
-            click.echo("".join(f"{line}\n" for line in _text(results[-1], check)), nl=False)
+            click.echo("".join(f"{line}\n" for line in _text(results[-1], check, costs)), nl=False)
     if as_json:
         print_json({"files": [result.as_dict() for result in results]})
     return session.exit_code(results)
@@ -98,12 +114,14 @@ def _warn(result: FileResult) -> None:
         print(f"pterefd: {result.path}: {what}: {number:,} times", file=sys.stderr)
 
 
-def _text(result: FileResult, check: bool) -> Iterator[str]:
+def _text(result: FileResult, check: bool, costs: bool) -> Iterator[str]:
     """The lines about one file."""
     if result.error is not None:
         return
     yield f"{result.path}: {result.events:,} events under {result.profile}"
-    yield from _table(result.rows)
+    yield from _table(result.rows, COLUMNS)
+    if costs:
+        yield from _table(result.rows, COSTS)
     if not check:
         return
     yield from (str(difference) for difference in result.differences[:MOST_DIFFERENCES])
@@ -114,8 +132,8 @@ def _text(result: FileResult, check: bool) -> Iterator[str]:
     yield f"{result.path}: {result.checkpoints} checkpoints, {result.differ} differ"
 
 
-def _table(rows: Sequence[MmRow]) -> Iterator[str]:
-    cells = [[title for title, _ in COLUMNS], *([text(row) for _, text in COLUMNS] for row in rows)]
+def _table(rows: Sequence[MmRow], columns: Columns) -> Iterator[str]:
+    cells = [[title for title, _ in columns], *([text(row) for _, text in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line, comm in zip(cells, ["comm", *(row.comm for row in rows)], strict=True):
         yield "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), comm])

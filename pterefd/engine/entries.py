@@ -11,10 +11,13 @@ from pterefd.engine.folios import leave, shed, unmap_folio
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     E_CODE,
+    E_GUARD,
     E_HUGE,
     E_HUGE_ZERO,
     E_NONE,
+    E_PFN,
     E_STATE,
+    E_SWAP,
     E_ZERO,
     FOLIO_SHIFT,
     FROW_COUNT,
@@ -32,6 +35,8 @@ from pterefd.engine.layout import (
     M_NPUD,
     M_PEAK_RECLAIMABLE,
     M_PEAK_TABLES,
+    M_REF_UPDATES,
+    M_WALKS,
     M_ZERO,
     N_STATES,
     P_ENT,
@@ -44,6 +49,7 @@ from pterefd.engine.layout import (
     PMD_RECLAIMABLE,
     REF_ALL_ZERO,
     REF_MAPPED,
+    REF_UPDATES,
     REF_ZERO_SHIFT,
     TRANSITIONS,
 )
@@ -149,6 +155,22 @@ def free_page(s, m, t, i):
 
 
 @kernel
+def zap_page(s, m, t, i):
+    """A PTE page goes with its entries, zapped before, or a huge page with its deposit."""
+    p = s.pmd[t, i]
+    if not is_huge(s, p):
+        note_zap(s, m, p)
+    free_page(s, m, t, i)
+
+
+@kernel
+def note_zap(s, m, p):
+    """zap_pte_range has cleared all entries of the PTE page."""
+    s.mm[m, M_REF_UPDATES] += s.pte[p, P_REF] & REF_MAPPED
+    s.mm[m, M_WALKS] += 1
+
+
+@kernel
 def leave_all(s, m, x):
     """Every entry of row x lets go of its folio."""
     j = 0
@@ -215,13 +237,14 @@ def settle(s, m, t, i, p, old_ref, mapped, zero, tidy):
 
 @kernel
 def apply_one(s, m, t, i, p, j, transition):
-    """One entry by a transition. Returns True where it changed."""
+    """One entry by a transition. Returns True where it is in another state then."""
     old = entry_at(s, p, j)
     new = TRANSITIONS[transition, old]
     if new == old:
         return False
+    s.mm[m, M_REF_UPDATES] += REF_UPDATES[transition, old]
     set_entry(s, m, t, i, p, j, new)
-    return True
+    return (old ^ new) & E_STATE != 0
 
 
 @kernel
@@ -248,8 +271,7 @@ def set_entry(s, m, t, i, p, j, new):
 def _apply_uniform(s, m, t, i, p, transition, state):
     """All 512 entries of a uniform page."""
     new = TRANSITIONS[transition, state]
-    if new == state:
-        return
+    s.mm[m, M_REF_UPDATES] += 512 * REF_UPDATES[transition, state]
     s.mm[m, M_E + (state & E_STATE)] -= 512
     s.mm[m, M_E + (new & E_STATE)] += 512
     old_ref = s.pte[p, P_REF]
@@ -265,28 +287,36 @@ def _apply_uniform(s, m, t, i, p, transition, state):
 
 @kernel
 def apply(s, m, t, i, p, begin, end, transition):
-    """Entries [begin, end) of the page, which is no deposit, by a transition (a row of layout.TRANSITIONS)."""
+    """Entries [begin, end) of the page, which is no deposit, by a transition (a row of layout.TRANSITIONS).
+
+    Returns how many are in another state then.
+    """
     e = s.pte[p, P_ENT]
     if e <= 0:
         if TRANSITIONS[transition, -e] == -e:
-            return
+            return 0
         if begin == 0 and end == 512:
             _apply_uniform(s, m, t, i, p, transition, -e)
-            return
+            return 512 if (TRANSITIONS[transition, -e] ^ -e) & E_STATE else 0
     x = own_row(s, p)
     for state in range(N_STATES):
         s.tmp[state] = 0
-    changed = False
+    touched = False
+    changed = 0
+    updates = 0
     for j in range(begin, end):
         old = s.ent[x, j]
         new = TRANSITIONS[transition, old]
         if new != old:
-            changed = True
+            touched = True
+            changed += (old ^ new) & E_STATE != 0
+            updates += REF_UPDATES[transition, old]
             s.ent[x, j] = new
             s.tmp[old & E_STATE] -= 1
             s.tmp[new & E_STATE] += 1
-    if not changed:
-        return
+    if not touched:
+        return 0
+    s.mm[m, M_REF_UPDATES] += updates
     if s.entfol[x]:
         shed(s, m, x, begin, end)
     for state in range(1, N_STATES):
@@ -295,6 +325,7 @@ def apply(s, m, t, i, p, begin, end, transition):
     mapped = (ref & REF_MAPPED) - s.tmp[E_NONE]
     zero = (ref >> REF_ZERO_SHIFT) + s.tmp[E_ZERO]
     settle(s, m, t, i, p, ref, mapped, zero, True)
+    return changed
 
 
 @kernel
@@ -307,3 +338,14 @@ def holds(s, p, state):
         if s.ent[e, j] & E_STATE == state:
             return True
     return False
+
+
+@kernel
+def present_between(s, p, begin, end):
+    """How many of the entries [begin, end) of the page, which is no deposit, are present."""
+    n = 0
+    for j in range(begin, end):
+        state = entry_at(s, p, j) & E_STATE
+        if (state != E_NONE and state != E_SWAP and state < E_GUARD) or state == E_PFN:
+            n += 1
+    return n

@@ -21,6 +21,7 @@ from pterefd.engine.layout import (
     F_WRITTEN,
     FROW_COUNT,
     FROW_OWNED,
+    FROW_PAGE,
     FROW_SHIFT,
 )
 from pterefd.engine.pools import give_folio, give_frow, take_folio, take_frow
@@ -154,6 +155,35 @@ def shed(s, m, x, begin, end):
             return
         if s.ent[x, j] & E_STATE != E_ANON:
             leave(s, m, x, j)
+
+
+@kernel
+def folded(s, x, begin, end):
+    """arm64's contiguous PTEs: blocks of 16 entries, pages of one folio in order, that [begin, end) has a part of only.
+
+    arch/arm64/mm/contpte.c unfolds such a block: all of its entries are cleared and set again.
+    """
+    blocks = 0
+    first = begin & ~15
+    last = (end - 1) & ~15
+    if (begin & 15 or end < first + 16) and _is_folded(s, x, first):
+        blocks += 1
+    if last != first and end & 15 and _is_folded(s, x, last):
+        blocks += 1
+    return blocks
+
+
+@kernel
+def _is_folded(s, x, begin):
+    """True where entries [begin, begin + 16) of the row map 16 pages of a folio in order, from a multiple of 16 on."""
+    v = member(s, x, begin)
+    if v == 0 or v & 15:
+        return False
+    for j in range(1, 16):
+        w = member(s, x, begin + j)
+        if w >> FROW_SHIFT != v >> FROW_SHIFT or w & FROW_PAGE != (v & FROW_PAGE) + j:
+            return False
+    return True
 
 
 @kernel

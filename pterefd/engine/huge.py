@@ -38,10 +38,13 @@ from pterefd.engine.layout import (
     K_DATA,
     K_ZERO,
     M_E,
+    M_REF_UPDATES,
+    M_WALKS,
     P_ENT,
     P_REF,
     PMD_ORDER,
     REF_ALL_ZERO,
+    REF_MAPPED,
 )
 from pterefd.engine.pools import drop_ent, take_ent
 
@@ -104,6 +107,7 @@ def split_pmd(s, m, t, i):
         s.mm[m, M_E + E_ZERO] += 512
         s.pte[p, P_REF] = REF_ALL_ZERO
         s.pte[p, P_ENT] = -E_ZERO
+        s.mm[m, M_REF_UPDATES] += 512
         note_kind(s, m, t, i, K_DATA, K_ZERO)
         return
     f = folio_of(s, p)
@@ -115,6 +119,7 @@ def split_pmd(s, m, t, i):
     s.pte[p, P_ENT] = x
     s.mm[m, M_E + E_HUGE] -= 512
     s.mm[m, M_E + E_ANON] += 512
+    s.mm[m, M_REF_UPDATES] += 512
     map_folio(s, f, m, 512)
     unmap_folio(s, f, m, 1)
 
@@ -176,6 +181,8 @@ def collapse_page(s, m, t, i, span):
         if (state == E_ANON or state == E_SWAP) and not code & E_BLANK:
             note_written(s, f, j, j + 1)
     s.mm[m, M_E + E_HUGE] += 512
+    s.mm[m, M_REF_UPDATES] += s.pte[p, P_REF] & REF_MAPPED
+    s.mm[m, M_WALKS] += 2  # hpage_collapse_scan_pmd, collapse_huge_page
     leave_all(s, m, x)
     drop_ent(s, x)
     old = kind_of(s.pte[p, P_REF])
@@ -212,4 +219,5 @@ def make_block(s, m, t, i, begin, end, span):
     s.pte[p, P_REF] = old + (end - begin)
     s.mm[m, M_E + E_NONE] -= end - begin
     s.mm[m, M_E + E_ANON] += end - begin
+    s.mm[m, M_REF_UPDATES] += end - begin
     note_kind(s, m, t, i, kind_of(old), K_DATA)

@@ -186,6 +186,10 @@ M_PFN_HIGH = 68
 M_KEPT_EMPTY = 69  # as last published: empty PTE pages that free_ptes passes over
 M_KEPT_ZERO = 70  # ... PTE pages with 512 zero entries
 M_PEAK_FREEABLE = 71  # most that free_ptes would have freed at a publication, where it keeps some
+M_REF_UPDATES = 72  # changes of a pte_refcount: entries set and cleared
+M_WALKS = 73  # pte_offset_map of walkers, those of faults apart: M_FAULTS
+M_RMAP_LOCKS = 74  # rmap locks that keep others off the PTE pages freed on request: a mapping of their span each
+M_WRITE_HOLDS = 75  # mmap_lock taken for writing to free PTE pages
 MM_COLUMNS = 80
 M_NEXT = 3
 
@@ -286,3 +290,25 @@ def _transitions() -> np.ndarray:
 
 
 TRANSITIONS = _transitions()
+
+
+def _ref_updates() -> np.ndarray:
+    """int64[N_TRANSITIONS, E_CODES]: how often the transition changes the entry's pte_refcount on the way.
+
+    rfc-2022: track_pte_set in set_pte_at, track_pte_clear in ptep_get_and_clear (the older series: pte_get, pte_put). A
+    path that clears an entry before it sets it again counts two, though the entry is set before and after.
+    """
+    changed = np.arange(E_CODES) != TRANSITIONS
+    to_none = (TRANSITIONS & E_STATE) == E_NONE
+    from_none = (np.arange(E_CODES) & E_STATE) == E_NONE
+    updates = np.where(to_none | from_none, 1, 2)
+    # do_swap_page sets over the swap entry; a write to a page that is clean, or was all zero, is the hardware's
+    old = np.arange(E_CODES) & E_STATE
+    in_place = np.isin(old, (E_SWAP, E_ANON))
+    for transition in (T_READ, T_WRITE, T_WRITE_FILE, T_POPULATE):
+        updates[transition, in_place] = 0
+    updates[T_SET:] = 0  # what a snapshot says is no work of the kernel's
+    return np.where(changed, updates, 0).astype(np.int64)
+
+
+REF_UPDATES = _ref_updates()

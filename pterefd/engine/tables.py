@@ -7,7 +7,7 @@ slots with their PMD pages. The kernel's counters follow: pgtables_bytes = 4096 
 from __future__ import annotations
 
 from pterefd.engine import blocks
-from pterefd.engine.entries import free_page, new_page
+from pterefd.engine.entries import new_page, zap_page
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     E_ANON,
@@ -171,7 +171,7 @@ def free_pmd_page(s, m, addr):
     if s.pmd[t, PMD_PAGES]:
         for i in range(512):
             if s.pmd[t, i]:
-                free_page(s, m, t, i)
+                zap_page(s, m, t, i)
     give_pmd(s, t)
 
 
@@ -209,7 +209,7 @@ def free_pgtables(s, m, start, end, floor, ceiling):
     while addr < end:
         span = addr & ~(SPAN - 1)
         if span >= floor and span + SPAN <= ceiling:
-            free_page(s, m, pmd_of(s, m, span), span_index(span))
+            zap_page(s, m, pmd_of(s, m, span), span_index(span))
         addr = next_page(s, m, span + SPAN, end)
     h = max(slot_at(s, m, start >> SLOT_SHIFT), 0)
     base = s.mm[m, M_SLOTS]
@@ -241,7 +241,7 @@ def free_all(s, m):
         if s.pmd[t, PMD_PAGES]:
             for i in range(512):
                 if s.pmd[t, i]:
-                    free_page(s, m, t, i)
+                    zap_page(s, m, t, i)
         give_pmd(s, t)
     blocks.clear(s, s.mm, m, M_SLOTS)
     s.mm[m, M_NPMD] = 0

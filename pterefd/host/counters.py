@@ -14,6 +14,7 @@ class MmCounters(NamedTuple):
     present_entries counts as pagemap's bit 63 does: the zero page too. zero_entries and it count the huge zero page as
     512, as PAGEMAP_SCAN's PAGE_IS_PFNZERO does.
     anon_huge_bytes (AnonHugePages) is part of anon_bytes.
+    freed_by_itself .. mmap_write_holds are what the profile's way of freeing costs: docs/costs.md.
     """
 
     pgtables_bytes: int
@@ -50,6 +51,10 @@ class MmCounters(NamedTuple):
     freed_by_itself: int
     freed_on_request: int
     allocated_again: int
+    refcount_updates: int
+    walker_pairs: int
+    rmap_locks: int
+    mmap_write_holds: int
 
     @property
     def reclaimable_pt_bytes(self) -> int:
@@ -112,4 +117,8 @@ def from_row(row: Any) -> MmCounters:
         freed_by_itself=r[lo.M_FREED_AUTO],
         freed_on_request=r[lo.M_FREED_REQUEST],
         allocated_again=r[lo.M_AGAIN],
+        refcount_updates=r[lo.M_REF_UPDATES],
+        walker_pairs=r[lo.M_WALKS] + r[lo.M_FAULTS],
+        rmap_locks=r[lo.M_RMAP_LOCKS],
+        mmap_write_holds=r[lo.M_WRITE_HOLDS],
     )

@@ -26,7 +26,7 @@ from pterefd.host.ranking import Ranking
 from pterefd.host.view import KEPT, RECLAIMABLE, HostView
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
-from pterefd.mm.free_ptes import free_ptes, note_all_kept, note_kept
+from pterefd.mm.free_ptes import free_ptes, note_all_kept, note_kept, note_walk
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, mark_dirty, run_events
 
@@ -360,11 +360,15 @@ class Host:
         left = (1 << 40) if nbytes is None else -(-nbytes // lo.PAGE)
         empty = zero = 0
         self.process(pid)
+        begins = True
         while left > 0:
             with self._asked():
                 process = self._processes.get(pid)
                 if process is None:
                     break
+                if begins:
+                    note_walk(self._s, process.mm)
+                    begins = False
                 e, z = free_ptes(self._s, process.mm, Kinds.EMPTY in kinds, Kinds.ZERO in kinds, min(left, SLICE_PAGES))
                 mark_dirty(self._s, process.mm)
                 self._publish()

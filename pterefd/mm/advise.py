@@ -10,6 +10,7 @@ from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     M_PROFILE,
+    M_WALKS,
     SPAN,
     T_GUARD,
     T_UNGUARD,
@@ -138,6 +139,7 @@ def _install_guards(s, m, k, start, end):
         if is_huge(s, s.pmd[t, i]):  # zapped first: the new PTE page takes the deposit's place
             split_pmd(s, m, t, i)
         apply(s, m, t, i, s.pmd[t, i], entry_index(addr), ((high - 1) >> 12 & 511) + 1, T_GUARD)
+        s.mm[m, M_WALKS] += 1
         addr = high
 
 

@@ -6,6 +6,7 @@ kernel-rules.md, sections 2.2 and 4.2. The two series take only empty PTE pages;
 from __future__ import annotations
 
 from pterefd.engine.entries import apply, free_page
+from pterefd.engine.folios import folded
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     E_ANON,
@@ -13,6 +14,8 @@ from pterefd.engine.layout import (
     M_E,
     M_FREED_AUTO,
     M_PROFILE,
+    M_REF_UPDATES,
+    M_WALKS,
     P_ENT,
     P_REF,
     PMD_ATOMIC,
@@ -21,11 +24,12 @@ from pterefd.engine.layout import (
     REF_MAPPED,
     T_DROP,
     T_FREE,
+    T_SWAP_OUT,
     T_UNMAP_FILE,
     T_ZAP,
 )
 from pterefd.engine.tables import has_bit, put_bit
-from pterefd.mm.profile import PF_AUTO_FREE, PF_LAST_REF, PF_PERCPU_REF
+from pterefd.mm.profile import PF_AUTO_FREE, PF_CONT_PTE, PF_LAST_REF, PF_PERCPU_REF
 
 
 @kernel
@@ -94,7 +98,12 @@ def _try_after(s, m, t, i, begin, end, transition, fewer_anon):
 def change(s, m, t, i, begin, end, transition):
     """A walker applies a transition to the entries [begin, end) of the PTE page at t, i, which may free the page."""
     anon = s.mm[m, M_E + E_ANON]
-    apply(s, m, t, i, s.pmd[t, i], begin, end, transition)
+    x = s.pte[s.pmd[t, i], P_ENT]
+    if s.mm[m, M_PROFILE] & PF_CONT_PTE and x > 0 and s.entfol[x]:
+        s.mm[m, M_REF_UPDATES] += 32 * folded(s, x, begin, end)
+    changed = apply(s, m, t, i, s.pmd[t, i], begin, end, transition)
+    # reclaim comes to each page by itself, through the rmap (page_vma_mapped_walk)
+    s.mm[m, M_WALKS] += changed if transition == T_SWAP_OUT or transition == T_DROP else 1
     flags = s.mm[m, M_PROFILE]
     if flags & PF_AUTO_FREE == 0:
         return

@@ -147,7 +147,8 @@ def _fault_file(s, m, k, addr, write):
     private = not s.vma[v, V_FLAGS] & VM_SHARED
     if state != E_NONE:
         return _fault_anon(s, m, k, addr, write) if (private and write) or state == E_SWAP else True
-    s.mm[m, M_FAULTS] += 1
+    if not (private and write):  # a copy is counted where it is made
+        s.mm[m, M_FAULTS] += 1
     if not write:
         return read_fault(s, m, v, addr)
     make_pmd(s, m, addr)
@@ -191,7 +192,8 @@ def fill_span(s, m, k, addr, end, write):
     if write:
         write_entries(s, m, vma_record(s, m, k), t, i, addr, end)
     transition = write_of(write) if write else T_READ
-    apply(s, m, t, i, s.pmd[t, i], entry_index(addr), ((end - 1) >> 12 & 511) + 1, transition)
+    changed = apply(s, m, t, i, s.pmd[t, i], entry_index(addr), ((end - 1) >> 12 & 511) + 1, transition)
+    s.mm[m, M_FAULTS] += changed
 
 
 @kernel
@@ -216,7 +218,6 @@ def fault_range(s, m, start, end, write, failed, imply):
         else:
             if write:
                 prepare_anon(s, m, k)
-            s.mm[m, M_FAULTS] += (piece - addr) >> 12
             while addr < piece:
                 high = min((addr & ~(SPAN - 1)) + SPAN, piece)
                 fill_span(s, m, k, addr, high, write)

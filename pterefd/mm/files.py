@@ -8,6 +8,7 @@ from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     G_POOLS,
     M_ALIVE,
+    M_WALKS,
     O_CACHED,
     O_KIND,
     O_KNOWN,
@@ -149,6 +150,7 @@ def fault_around(s, m, v, addr):
     The window starts at an address aligned to 16 pages, clamped to the mapping and the PTE page; its
     length counts from the clamped start.
     """
+    s.mm[m, M_WALKS] += 1  # filemap_map_pages
     page = addr >> 12
     index = page & 511
     within = page - (s.vma[v, V_START] >> 12)

@@ -25,13 +25,16 @@ from pterefd.engine.layout import (
     M_PFN_LOW,
     M_PID,
     M_PROFILE,
+    M_REF_UPDATES,
     M_SLOTS,
     M_START_BRK,
     M_THP,
     M_VMAS,
+    M_WALKS,
     P_ENT,
     P_REF,
     PGD_SHIFT,
+    REF_MAPPED,
     SLOT_SHIFT,
     SPAN,
     V_ANON,
@@ -113,6 +116,8 @@ def _share_page(s, m, c, span):
     elif e < 0:
         s.mm[c, M_E + (-e & E_STATE)] += 512
     note_kind(s, c, u, i, K_EMPTY, kind_of(ref))
+    s.mm[c, M_REF_UPDATES] += ref & REF_MAPPED
+    s.mm[c, M_WALKS] += 2  # copy_pte_range: source and destination
 
 
 @kernel
@@ -122,12 +127,14 @@ def _copy_entries(s, m, c, low, high):
     u = make_page(s, c, low)
     i = span_index(low)
     q = s.pmd[u, i]
+    s.mm[c, M_WALKS] += 2
     if s.pte[p, P_REF] == 0:
         return
     for j in range(entry_index(low), ((high - 1) >> 12 & 511) + 1):
         code = entry_at(s, p, j)
         if code != E_NONE and code != E_WP:
             set_entry(s, c, u, i, q, j, code)
+            s.mm[c, M_REF_UPDATES] += 1
             x = s.pte[p, P_ENT]
             v = member(s, x, j) & ~FROW_OWNED if x > 0 else 0
             if v:  # mapped by both from now on, and exclusive to neither

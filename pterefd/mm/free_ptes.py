@@ -17,11 +17,14 @@ from pterefd.engine.layout import (
     M_FREED_REQUEST,
     M_KEPT_EMPTY,
     M_KEPT_ZERO,
+    M_NPTE,
     M_PEAK_FREEABLE,
     M_PFN_HIGH,
     M_PFN_LOW,
     M_PROFILE,
+    M_RMAP_LOCKS,
     M_SLOTS,
+    M_WRITE_HOLDS,
     M_ZERO,
     P_REF,
     PMD_BITS,
@@ -74,8 +77,40 @@ def _always_free(s, m, span):
 
 
 @kernel
-def _free_one(s, m, t, i):
+def _mappings_of(s, m, span):
+    """How many mappings have a part of the span."""
+    k = vma_first(s, m, span)
+    n = 0
+    while k + n < vma_count(s, m) and s.vma[vma_record(s, m, k + n), V_START] < span + SPAN:
+        n += 1
+    return n
+
+
+@kernel
+def note_walk(s, m):
+    """A free_ptes begins: it takes the mmap_lock for writing at every PTE page of every mapping that it walks.
+
+    kfreeptd_pmd_entry. A PTE page is met once by each mapping that has a part of its span.
+    """
+    holds = s.mm[m, M_NPTE]
+    for k in range(vma_count(s, m)):
+        v = vma_record(s, m, k)
+        start = s.vma[v, V_START]
+        span = start & ~(SPAN - 1)
+        if k > 0 and s.vma[vma_record(s, m, k - 1), V_END] > span and page_of(s, m, span):
+            holds += 1
+        if s.vma[v, V_FLAGS] & _PASSED_OVER:
+            addr = next_page(s, m, start, s.vma[v, V_END])
+            while addr < s.vma[v, V_END]:
+                holds -= 1
+                addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+    s.mm[m, M_WRITE_HOLDS] += holds
+
+
+@kernel
+def _free_one(s, m, t, i, span):
     """Free the PTE page at t, i on request; its entries, if any, are none from then on."""
+    s.mm[m, M_RMAP_LOCKS] += _mappings_of(s, m, span)
     free_page(s, m, t, i)
     s.mm[m, M_FREED_REQUEST] += 1
     if not has_bit(s, t, PMD_FREED, i):
@@ -113,7 +148,7 @@ def free_ptes(s, m, empty, zero, most):
                     continue
                 span = (s.key[base + h] << SLOT_SHIFT) + (i << SPAN_SHIFT)
                 if _always_free(s, m, span) or may_free(s, m, span):
-                    _free_one(s, m, t, i)
+                    _free_one(s, m, t, i, span)
                     freed_empty += is_empty
                     freed_zero += not is_empty
     return freed_empty, freed_zero

@@ -43,6 +43,7 @@ from pterefd.engine.layout import (
     M_MOVED,
     M_PROFILE,
     M_THP,
+    M_WALKS,
     P_ENT,
     PAGE_SHIFT,
     PMD_ORDER,
@@ -337,6 +338,8 @@ def age(s, m, start, end, how):
             _age_entries(s, m, t, i, begin, last, how)
             if how == AGE_FREE:
                 change(s, m, t, i, begin, last, T_FREE)
+            else:
+                s.mm[m, M_WALKS] += 1
         addr = next_page(s, m, span + SPAN, end)
 
 

@@ -5,8 +5,12 @@ A kernel that may fail returns the errno (positive), 0 where it succeeds; a part
 
 from __future__ import annotations
 
+from pterefd.engine.entries import is_huge, present_between
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
+    M_PROFILE,
+    M_REF_UPDATES,
+    M_WALKS,
     PAGE,
     SPAN,
     V_ANON,
@@ -28,8 +32,10 @@ from pterefd.engine.layout import (
     VM_SPECIAL,
     VM_WRITE,
 )
+from pterefd.engine.tables import entry_index, next_page, page_of
 from pterefd.mm.fault import allows, fault_page, fill_span
 from pterefd.mm.huge import ACCESS_POPULATE, ACCESS_READ
+from pterefd.mm.profile import PF_COUNTED
 from pterefd.mm.vma import modify_range, prepare_anon, vma_at, vma_count, vma_first, vma_record
 
 ENOMEM = 12
@@ -48,6 +54,7 @@ def fault_in(s, m, k, start, end, write, force):
     access = ACCESS_POPULATE if write else ACCESS_READ
     if not allows(flags, access) or not (write or force or flags & VM_READ):
         return False
+    s.mm[m, M_WALKS] += (end - start) >> 12  # follow_page_mask looks at each page
     addr = start
     if s.vma[v, V_OBJ] < 0 and not flags & (VM_MAYBE_GUARD | VM_HUGETLB):
         if write and start < end:
@@ -137,6 +144,23 @@ def protected_flags(s, v, prot):
 
 
 @kernel
+def _note_protect(s, m, start, end):
+    """change_pte_range walks the PTE pages of [start, end); a present entry is cleared and set again."""
+    tracked = s.mm[m, M_PROFILE] & PF_COUNTED
+    addr = next_page(s, m, start, end)
+    while addr < end:
+        span = addr & ~(SPAN - 1)
+        p = page_of(s, m, span)
+        if not is_huge(s, p):
+            s.mm[m, M_WALKS] += 1
+            if tracked:
+                low = entry_index(max(span, start))
+                high = entry_index(min(span + SPAN, end) - 1) + 1
+                s.mm[m, M_REF_UPDATES] += 2 * present_between(s, p, low, high)
+        addr = next_page(s, m, span + SPAN, end)
+
+
+@kernel
 def mprotect(s, m, start, end, prot):
     """do_mprotect_pkey: mapping by mapping up to the first hole; locked ones that become writable are populated."""
     k = vma_at(s, m, start)
@@ -153,6 +177,7 @@ def mprotect(s, m, start, end, prot):
         flags = protected_flags(s, v, prot)
         if flags != old:
             k = modify_range(s, m, k, addr, piece, flags)
+            _note_protect(s, m, addr, piece)
             if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and prot & VM_WRITE and not old & VM_LOCKONFAULT:
                 fault_in(s, m, k, addr, piece, True, True)
         addr = piece

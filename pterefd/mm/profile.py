@@ -6,7 +6,7 @@ The kernels' own are measured or from source; those of the mails are the posted 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pterefd.errors import BadInput
@@ -28,7 +28,9 @@ PF_LAST_REF = 1 << 26  # atomic-2021: an atomic pte_refcount; whoever drops the 
 PF_EMPTY_ONLY = 1 << 27  # free_ptes leaves PTE pages of 512 zero entries alone
 PF_ALIGNED = 1 << 28  # free_ptes frees a PTE page only where one mapping covers its span
 PF_UFFD_EXEMPT = 1 << 29  # free_ptes passes over spans with memory registered with userfaultfd
+PF_CONT_PTE = 1 << 30  # arm64's contiguous PTEs: 16 entries in one
 PF_AUTO_FREE = PF_PERCPU_REF | PF_LAST_REF
+PF_COUNTED = PF_TRACK | PF_AUTO_FREE  # a PTE page has a count of its entries
 PF_KEEPS = PF_EMPTY_ONLY | PF_ALIGNED | PF_UFFD_EXEMPT
 
 
@@ -69,13 +71,20 @@ PROFILES = {
     )
 }
 AUTO = "auto"
+OPTIONS = {"cont_pte": PF_CONT_PTE}  # behind a profile's name and a plus sign
 
 
 def named(name: str) -> Profile:
-    """The profile of that name; BadInput names those there are."""
-    if name not in PROFILES:
+    """The profile of that name, with its options (`rfc-2022+cont_pte`); BadInput names those there are."""
+    base, *options = name.split("+")
+    if base not in PROFILES:
         raise BadInput(f"profile {name!r}: not one of {', '.join(PROFILES)}, {AUTO}")
-    return PROFILES[name]
+    profile = PROFILES[base]
+    for option in options:
+        if option not in OPTIONS:
+            raise BadInput(f"profile {name!r}: no option {option!r}; there are: {', '.join(OPTIONS)}")
+        profile = replace(profile, name=name, flags=profile.flags | OPTIONS[option])
+    return profile
 
 
 def for_kernel(release: str | None, config: Mapping[str, Any] | None) -> Profile:

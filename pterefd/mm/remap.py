@@ -14,7 +14,9 @@ from pterefd.engine.layout import (
     M_LOCKED_VM,
     M_MOVED,
     M_PROFILE,
+    M_REF_UPDATES,
     M_START_BRK,
+    M_WALKS,
     O_KIND,
     O_KNOWN,
     O_SIZE,
@@ -224,6 +226,7 @@ def _move_entries(s, m, old, new, length):
     i = span_index(old)
     u = make_page(s, m, new)
     j = span_index(new)
+    s.mm[m, M_WALKS] += 2
     p = s.pmd[t, i]
     q = s.pmd[u, j]
     if s.pte[p, P_REF] == 0:
@@ -236,6 +239,7 @@ def _move_entries(s, m, old, new, length):
             v = take_member(s, p, a + n)
             set_entry(s, m, t, i, p, a + n, E_NONE)
             set_entry(s, m, u, j, q, b + n, code)
+            s.mm[m, M_REF_UPDATES] += 2
             if v:
                 set_member(s, own_row(s, q), b + n, v)
     put_page(s, m, t, i)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pterefd.engine import blocks
-from pterefd.engine.entries import free_page, holds, is_huge
+from pterefd.engine.entries import holds, is_huge, note_zap, zap_page
 from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
@@ -73,8 +73,9 @@ def zap_dontneed(s, m, start, end):
         p = s.pmd[t, i]
         huge = is_huge(s, p)
         if huge and high - low == SPAN:
-            free_page(s, m, t, i)
+            zap_page(s, m, t, i)
         elif reclaim and high - low == SPAN and not holds(s, p, E_GUARD):
+            note_zap(s, m, s.pmd[t, i])
             free_by_itself(s, m, t, i)
         else:
             if huge:

@@ -10,7 +10,10 @@ from pterefd.host.process import Process
 
 
 class MmRow(NamedTuple):
-    """One mm just before its teardown, or at the trace's end. kB as procfs says it, bytes where the name says so."""
+    """One mm just before its teardown, or at the trace's end. kB as procfs says it, bytes where the name says so.
+
+    From refcount_updates on: what the profile's way of freeing has cost so far, in PTE pages from freed_by_itself on.
+    """
 
     pid: int
     exec_number: int
@@ -25,7 +28,11 @@ class MmRow(NamedTuple):
     reclaimable_pt_bytes: int
     peak_VmPTE: int  # noqa: N815 - the field's own name
     peak_reclaimable_pt_bytes: int
-    freed_by_itself: int  # PTE pages: by the profile, by free_ptes, and made again where one had been freed so
+    refcount_updates: int
+    walker_pairs: int
+    rmap_locks: int
+    mmap_write_holds: int
+    freed_by_itself: int
     freed_on_request: int
     allocated_again: int
 
@@ -46,6 +53,10 @@ def row_of(process: Process, c: MmCounters) -> MmRow:
         reclaimable_pt_bytes=c.reclaimable_pt_bytes,
         peak_VmPTE=c.peak_pgtables_bytes >> 10,
         peak_reclaimable_pt_bytes=max(c.peak_reclaimable_bytes, c.reclaimable_pt_bytes),
+        refcount_updates=c.refcount_updates,
+        walker_pairs=c.walker_pairs,
+        rmap_locks=c.rmap_locks,
+        mmap_write_holds=c.mmap_write_holds,
         freed_by_itself=c.freed_by_itself,
         freed_on_request=c.freed_on_request,
         allocated_again=c.allocated_again,

@@ -30,6 +30,7 @@ class Mm:
         self.atomic: set[int] = set()  # percpu-2022: spans whose percpu_ref is in atomic mode
         self.freed: set[int] = set()
         self.freed_by_itself = self.freed_on_request = self.again = 0
+        self.updates = self.walks = self.rmap_locks = self.write_holds = 0  # docs/costs.md
 
     # ---- PTE pages --------------------------------------------------------------------------------
 
@@ -82,12 +83,15 @@ class Mm:
             entries = self._page(page // SPAN_PAGES)
             state = entries.get(page, NONE)
             entries[page] = (WRITE if write else READ).get(state, state)
+            self.updates += {(NONE, ZERO): 1, (NONE, ANON): 1, (ZERO, ANON): 2}.get((state, entries[page]), 0)
+            self.walks += entries[page] != state and state != LAZY
 
     def dontneed(self, begin: int, end: int) -> None:
         for low, high in self.pieces(begin, end):
             for span, first, last in self._spans(low, high):
+                self.walks += 1
                 for page in range(first, last):
-                    self.tables[span].pop(page, None)
+                    self.updates += self.tables[span].pop(page, None) is not None
                 self._put(span)
                 if span in self.tables:
                     self._try_to_free(span, True)
@@ -97,12 +101,15 @@ class Mm:
             for span, first, last in self._spans(low, high):
                 entries = self.tables[span]
                 lazy = False
+                self.walks += 1
                 for page in range(first, last):
                     if entries.get(page) in (ANON, LAZY):
+                        self.updates += 2 * (entries[page] == ANON)
                         entries[page] = LAZY
                         lazy = True
                     elif entries.get(page) == SWAP:
                         del entries[page]
+                        self.updates += 1
                 self._put(span)
                 if span in self.tables:
                     self._try_to_free(span, not lazy)
@@ -115,6 +122,8 @@ class Mm:
                 if entries.get(page) in (ANON, LAZY):
                     entries[page] = SWAP
                     met = True
+                    self.walks += 1
+                    self.updates += 1 if dropped else 2
                     if dropped:
                         del entries[page]
             self._put(span)
@@ -128,6 +137,9 @@ class Mm:
         self.mapped.difference_update(gone)
         for span in range(gone[0] // SPAN_PAGES, gone[-1] // SPAN_PAGES + 1):
             pages = range(span * SPAN_PAGES, (span + 1) * SPAN_PAGES)
+            if span in self.tables:
+                self.walks += 1
+                self.updates += len(self.tables[span].keys() & set(gone))
             if self.mapped.isdisjoint(pages):
                 self.tables.pop(span, None)
                 self.freed.discard(span)
@@ -152,10 +164,12 @@ class Mm:
                     (self.atomic.add if source in self.atomic else self.atomic.discard)(target)
                 else:
                     into = self._page(target)
+                    self.walks += 2
                     for page in range(at, at + step):
                         if page in self.tables[source]:
                             state = self.tables[source].pop(page)
                             into[page - at + to] = state
+                            self.updates += 2
                     self._put(source)
                     self._put(target)
             at += step
@@ -169,7 +183,13 @@ class Mm:
         zero = [span for span, e in self.tables.items() if list(e.values()) == [ZERO] * SPAN_PAGES]
         return empty, zero
 
+    def _met(self, begin: int, end: int) -> int:
+        """Pairs of a mapping and a PTE page of which it has a part, among the pages [begin, end)."""
+        return sum(1 for low, high in self.pieces(begin, end) for _ in self._spans(low, high))
+
     def free_ptes(self) -> None:
+        if self.mapped:
+            self.write_holds += self._met(min(self.mapped), max(self.mapped) + 1)
         empty, zero = self.kinds()
         if self.profile == "rfc-2022-empty":
             zero = []
@@ -178,5 +198,6 @@ class Mm:
                 covered = [low for low, _ in self.pieces(span * SPAN_PAGES, (span + 1) * SPAN_PAGES)]
                 if len(covered) != 1 or not self.mapped.issuperset(range(span * SPAN_PAGES, (span + 1) * SPAN_PAGES)):
                     continue
+            self.rmap_locks += self._met(span * SPAN_PAGES, (span + 1) * SPAN_PAGES)
             self._free(span)
             self.freed_on_request += 1

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pterefd.engine import layout as lo
+from pterefd.errors import BadInput
 from pterefd.hookspecs import Kinds
 from pterefd.host.host import Host
-from pterefd.mm.profile import PROFILES
+from pterefd.mm.profile import PROFILES, named
 from tests.build import Event, host, run
 from tests.mm.refcounts import Mm
 
@@ -285,6 +286,17 @@ def test_walks_pass_over_raw_frames() -> None:
     assert requested(machine) == (1, 0)
 
 
+# ---- names ----------------------------------------------------------------------------------------
+
+
+def test_options_stand_behind_a_plus_sign() -> None:
+    assert named("atomic-2021+cont_pte").name == "atomic-2021+cont_pte"
+    with pytest.raises(BadInput, match="no option 'huge'; there are: cont_pte"):
+        named("rfc-2022+huge")
+    with pytest.raises(BadInput, match="profile 'rfc\\+cont_pte': not one of v5.19, "):
+        named("rfc+cont_pte")
+
+
 # ---- any program at all -----------------------------------------------------------------------------
 
 FIRST = (0x7000_0000_0000 >> 12) - 768  # one and a half spans below a PGD slot's end
@@ -357,6 +369,10 @@ class Both:
             "by itself": c.freed_by_itself,
             "on request": c.freed_on_request,
             "again": c.allocated_again,
+            "updates": c.refcount_updates,
+            "walks": c.walker_pairs,
+            "rmap": c.rmap_locks,
+            "holds": c.mmap_write_holds,
             "would free": c.reclaimable_pt_bytes // 4096,
         }
 
@@ -372,6 +388,10 @@ class Both:
             "by itself": self.mm.freed_by_itself,
             "on request": self.mm.freed_on_request,
             "again": self.mm.again,
+            "updates": self.mm.updates,
+            "walks": self.mm.walks,
+            "rmap": self.mm.rmap_locks,
+            "holds": self.mm.write_holds,
             "would free": would.freed_on_request - self.mm.freed_on_request,
         }
 
