@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pterefd import quantities
+from pterefd.cli.differences import check_options, difference_lines, last_line
 from pterefd.cli.options import FILE, print_json, progress
 
 if TYPE_CHECKING:
-    from pterefd.session.check import CheckOptions, FileResult
+    from pterefd.session.check import FileResult
     from pterefd.session.report import MmRow
 
 Columns = Sequence[tuple[str, Callable[["MmRow"], str]]]
-
-MOST_DIFFERENCES = 20  # of a file that are shown; --json has all
 
 # Title and text of each column of the table; sizes in kB.
 COLUMNS = (
@@ -78,7 +76,7 @@ def command(
         raise click.UsageError("--fields and --tolerance go with --check")
     from pterefd.session import check as session
 
-    options = _options(fields, tolerances) if check else None
+    options = check_options(fields, tolerances, None) if check else None
     results = []
     for file in files:
         with progress(f"replaying {file}") as tell:
@@ -89,15 +87,6 @@ def command(
     if as_json:
         print_json({"files": [result.as_dict() for result in results]})
     return session.exit_code(results)
-
-
-def _options(fields: str | None, tolerances: Sequence[str]) -> CheckOptions:
-    from pterefd.session.check import CheckOptions, parse_fields, parse_tolerance
-
-    return CheckOptions(
-        fields=None if fields is None else parse_fields(fields),
-        tolerances=dict(parse_tolerance(text, quantities.size) for text in tolerances),
-    )
 
 
 def _warn(result: FileResult) -> None:
@@ -124,12 +113,10 @@ def _text(result: FileResult, check: bool, costs: bool) -> Iterator[str]:
         yield from _table(result.rows, COSTS)
     if not check:
         return
-    yield from (str(difference) for difference in result.differences[:MOST_DIFFERENCES])
-    if len(result.differences) > MOST_DIFFERENCES:
-        yield f"... and {len(result.differences) - MOST_DIFFERENCES} more (--json has all)"
+    yield from difference_lines(result)
     window = f"{result.widest_window_ns / 1e6:.3g} ms" if result.widest_window_ns else "none"
     yield f"corrections: {result.corrections}, widest window: {window}"
-    yield f"{result.path}: {result.checkpoints} checkpoints, {result.differ} differ"
+    yield last_line(result)
 
 
 def _table(rows: Sequence[MmRow], columns: Columns) -> Iterator[str]:

@@ -11,8 +11,9 @@ from pterefd.mm.profile import PF_KEEPS
 class MmCounters(NamedTuple):
     """Sizes in bytes, entries, mappings and PTE pages as counts, last_fault_ns in the trace's time.
 
-    present_entries counts as pagemap's bit 63 does: the zero page too. zero_entries and it count the huge zero page as
-    512, as PAGEMAP_SCAN's PAGE_IS_PFNZERO does.
+    present_entries counts as pagemap does: the zero page too, but nothing of a VM_PFNMAP mapping such as [vvar]
+    (fs/proc/task_mmu.c pagemap_scan_test_walk). zero_entries and it count the huge zero page as 512, as PAGEMAP_SCAN's
+    PAGE_IS_PFNZERO does.
     anon_huge_bytes (AnonHugePages) is part of anon_bytes.
     freed_by_itself .. mmap_write_holds are what the profile's way of freeing costs: docs/costs.md.
     """
@@ -108,7 +109,7 @@ def from_row(row: Any) -> MmCounters:
     return MmCounters(
         **{name: count * lo.PAGE for name, count in pages.items()},
         zero_entries=zero,
-        present_entries=zero + anon + file + shmem + r[lo.M_E + lo.E_PFN],
+        present_entries=zero + anon + file + shmem,
         swap_entries=r[lo.M_E + lo.E_SWAP],
         guard_entries=r[lo.M_E + lo.E_GUARD],
         vmas=r[lo.M_VMAS + 1],

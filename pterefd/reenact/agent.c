@@ -968,12 +968,12 @@ __attribute__((used)) void start(u64 *stack)
 	fd_slot = FD0 + argv[1][0] - '0';
 	touch_own();
 	open_proc();
+	clear_room();                  /* before anything else makes tables where it moves something from */
 	learn_categories();
 	catch_faults(11);
 	catch_faults(7);
 	ignore_children();
 	call(SYS_pipe2, fd_pipe, O_CLOEXEC, 0);
-	clear_room();
 	answer(call(SYS_getpid, 0, 0, 0));
 	put_char('\n');
 	flush();

@@ -15,12 +15,14 @@ from .build import build_agent
 class Kernel(ABC):
     """What agents run on.
 
-    release: as uname gives it.  config: the options that decide the rules.  fault_around_bytes: as in debugfs.
+    release: as uname gives it.  config: the options that decide the rules.  fault_around_bytes: as in debugfs.  swap:
+    there is somewhere to swap to.
     """
 
     release: str
     config: dict[str, str | bool | int]
     fault_around_bytes = 65536
+    swap = False
 
     @abstractmethod
     def agents(self, agent: Path | None = None, *, thp: bool = False, slots: int = SLOTS) -> AgentGroup:
@@ -34,6 +36,7 @@ class ThisKernel(Kernel):
         self.cpu = cpu
         self.release = os.uname().release
         self.config = machine.kernel_config()
+        self.swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
         self.fault_around_bytes = machine.fault_around_bytes() or Kernel.fault_around_bytes
 
     def agents(self, agent: Path | None = None, *, thp: bool = False, slots: int = SLOTS) -> AgentGroup:

@@ -110,7 +110,9 @@ class FileResult:
 
 
 def parse_fields(text: str) -> frozenset[str]:
-    """`VmPTE,RssAnon`: BadInput names a field that is none."""
+    """`VmPTE,RssAnon`, or `all`: BadInput names a field that is none."""
+    if text.strip() == "all":
+        return frozenset(FIELDS)
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         _known(name)

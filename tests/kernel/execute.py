@@ -15,10 +15,7 @@ from typing import Any
 from pterefd.reenact.agent import (
     FILE_DISK,
     FILE_MEMFD,
-    IS_FILE,
-    IS_GUARD,
     IS_HUGE,
-    IS_PFNZERO,
     IS_PRESENT,
     IS_SWAPPED,
     KERNEL_READ,
@@ -29,12 +26,21 @@ from pterefd.reenact.agent import (
     Answer,
     Counters,
     Process,
-    Run,
 )
 from pterefd.reenact.build import build_agent, heap_start
+from pterefd.reenact.calls import (
+    ADVICE_NUMBER,
+    MAP_FIXED,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    flags_number,
+    prot_number,
+)
 from pterefd.reenact.kernel import Kernel, ThisKernel
+from pterefd.reenact.run import changes, entry_name
 
-from .program import ADVICE_NUMBER, MAP_FIXED, PAGE, FileSpec, Op, Program, flags_number, prot_number
+from .program import PAGE, FileSpec, Op, Program
 
 Row = dict[str, Any]
 FIELDS = Counters._fields[:-1]  # huge_entries has no field in a trace
@@ -52,7 +58,6 @@ SHORT = {  # name in a directed case -> counter, its unit
 }
 FILE_FD0 = 40  # the agents' descriptor of the first file
 SHARED_ADVICE = ("remove", "free", "cold", "pageout", "collapse")  # may change the entries of other processes
-MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +135,6 @@ class TestFiles:
             yield {"op": "truncate", "path": path, "len": spec.pages * PAGE}
             for first, pages in spec.cached:
                 yield {"op": "cache", "path": path, "offset": first * PAGE, "len": pages * PAGE}
-
-
-def entry_name(categories: int, shmem: bool) -> str:
-    """The word of the trace format for PAGE_IS_* bits."""
-    if categories & IS_GUARD:
-        return "guard"
-    if categories & IS_SWAPPED:
-        return "swap"
-    if categories & IS_PFNZERO:
-        return "zero"
-    if categories & IS_FILE:
-        return "shmem" if shmem else "file"
-    return "anon" if categories & IS_PRESENT else "none"
-
-
-def changes(before: list[Run], after: list[Run], start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (start, end, categories before, after) of runs in [start, end) that differ."""
-    marks = {start, end}
-    for run in (*before, *after):
-        marks |= {mark for mark in (run.start, run.end) if start < mark < end}
-    cuts = sorted(marks)
-
-    def at(runs: list[Run], place: int) -> int:
-        return next((run.categories for run in runs if run.start <= place < run.end), 0)
-
-    for a, b in pairwise(cuts):
-        old, new = at(before, a), at(after, a)
-        if old != new:
-            yield a, b, old, new
 
 
 class Execution:

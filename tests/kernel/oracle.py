@@ -25,14 +25,15 @@ from typing import Any
 
 from pterefd.engine.arena import Limits
 from pterefd.reenact.agent import AgentError
+from pterefd.reenact.calls import describe
 from pterefd.reenact.kernel import ThisKernel
+from pterefd.reenact.shrink import shrink
 from pterefd.session.check import CheckOptions, check_trace
 
 from .execute import Execution, Machine, Row
 from .generate import FAMILIES, HUGE_FAMILIES, HUGE_RUNS, generate
 from .hugepages import huge_pages
-from .program import Program, describe
-from .shrink import shrink
+from .program import Program
 from .swapfile import swap_file
 from .tally import Tally
 
@@ -108,8 +109,8 @@ def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bo
         return Outcome(family, seed, machine.thp or "never", verdict.checkpoints)
     if shrinking:
         careful = replace(machine, every_process=True)
-        short = shrink(program, lambda attempt: differs(careful, attempt))
-        rows = Execution(careful, short).run()
+        ops = shrink(program.ops, lambda ops: differs(careful, replace(program, ops=ops)))
+        rows = Execution(careful, replace(program, ops=ops)).run()
         again = check_rows(rows)
         if again.differences:
             return Outcome(

@@ -18,46 +18,6 @@ PGD = 512 * GIB
 
 Op = dict[str, Any]
 
-PROT_BITS = {"r": 1, "w": 2, "x": 4}
-MAP_BITS = {
-    "shared": 0x1,
-    "private": 0x2,
-    "anonymous": 0x20,
-    "growsdown": 0x100,
-    "locked": 0x2000,
-    "noreserve": 0x4000,
-    "populate": 0x8000,
-    "stack": 0x20000,
-}
-MAP_FIXED = 0x10
-ADVICE_NUMBER = {
-    "normal": 0,
-    "random": 1,
-    "sequential": 2,
-    "willneed": 3,
-    "dontneed": 4,
-    "free": 8,
-    "remove": 9,
-    "dontfork": 10,
-    "dofork": 11,
-    "mergeable": 12,
-    "unmergeable": 13,
-    "hugepage": 14,
-    "nohugepage": 15,
-    "dontdump": 16,
-    "dodump": 17,
-    "wipeonfork": 18,
-    "keeponfork": 19,
-    "cold": 20,
-    "pageout": 21,
-    "populate_read": 22,
-    "populate_write": 23,
-    "dontneed_locked": 24,
-    "collapse": 25,
-    "guard_install": 102,
-    "guard_remove": 103,
-}
-
 
 @dataclass(slots=True)
 class FileSpec:
@@ -89,45 +49,3 @@ class Program:
         raw = json.loads(text)
         files = [FileSpec(f["kind"], f["pages"], [(a, b) for a, b in f["cached"]]) for f in raw["files"]]
         return cls(raw["family"], raw["seed"], raw["ops"], files)
-
-
-def prot_number(prot: str) -> int:
-    """PROT_* bits of "rw-"."""
-    return sum(PROT_BITS[c] for c in prot if c != "-")
-
-
-def flags_number(flags: str) -> int:
-    """MAP_* bits of "private,anonymous"."""
-    return sum(MAP_BITS[word] for word in flags.split(","))
-
-
-def _place(addr: int, length: int | None = None) -> str:
-    text = f"{addr:#x}"
-    if addr % SPAN == 0:
-        text += " (512G)" if addr % PGD == 0 else " (1G)" if addr % GIB == 0 else " (2M)"
-    if length is not None:
-        text += f" +{length // PAGE}p"
-    return text
-
-
-def describe(op: Op) -> str:
-    """One readable line: what the operation does, lengths in pages, borders marked."""
-    name = op["op"]
-    words = [f"[{op['pid']}] {name}" if "pid" in op else name]
-    if "advice" in op:
-        words.append(op["advice"])
-    if "addr" in op:
-        words.append(_place(op["addr"], op.get("len")))
-    if "new_addr" in op:
-        words.append("-> " + _place(op["new_addr"], op["new_len"]))
-    if name == "fault":
-        words.append("write" if op["write"] else "read")
-    for key in ("prot", "flags", "onfault", "dontunmap", "dropped", "disabled"):
-        if op.get(key):
-            words.append(str(op[key]) if isinstance(op[key], str) else key)
-    words += [f"{key}={op[key]}" for key in ("path", "file", "offset", "child", "place", "via") if key in op]
-    if name in ("truncate", "cache"):
-        words.append(f"len={op['len']}")
-    if op.get("errno"):
-        words.append(f"= {op['errno']}")
-    return " ".join(words)

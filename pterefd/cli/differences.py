@@ -1,0 +1,35 @@
+"""How commands say where the model and a kernel differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pterefd import quantities
+
+if TYPE_CHECKING:
+    from pterefd.session.check import CheckOptions, FileResult
+
+MOST_DIFFERENCES = 20  # of a file that are shown; --json has all
+
+
+def check_options(fields: str | None, tolerances: Sequence[str], default: frozenset[str] | None) -> CheckOptions:
+    """Of --fields and --tolerance. BadInput: no such field, no such amount."""
+    from pterefd.session.check import CheckOptions, parse_fields, parse_tolerance
+
+    return CheckOptions(
+        fields=default if fields is None else parse_fields(fields),
+        tolerances=dict(parse_tolerance(text, quantities.size) for text in tolerances),
+    )
+
+
+def difference_lines(result: FileResult) -> Iterator[str]:
+    """The first differences, a line each."""
+    yield from (str(difference) for difference in result.differences[:MOST_DIFFERENCES])
+    if len(result.differences) > MOST_DIFFERENCES:
+        yield f"... and {len(result.differences) - MOST_DIFFERENCES} more (--json has all)"
+
+
+def last_line(result: FileResult) -> str:
+    """What ends the text about a file."""
+    return f"{result.path}: {result.checkpoints} checkpoints, {result.differ} differ"
