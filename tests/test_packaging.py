@@ -37,6 +37,11 @@ def test_the_wheel_carries_plugins_configuration_and_recordings(wheel: Path) -> 
         assert missing == set()
 
 
+def test_the_wheel_carries_the_sources_of_the_agent(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"pterefd/reenact/{name}" for name in ("agent.c", "calls.h", "init.c")} <= names
+
+
 def test_an_installed_wheel_finds_what_it_carries(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
