@@ -16,6 +16,7 @@ from pterefd.source.record.opening import add_snapshot
 from pterefd.source.record.perf import FAULTS
 from pterefd.source.record.perfdata import MMAP2, PerfData
 from pterefd.source.record.procmem import Entries, entry_name
+from pterefd.source.record.runs import joined
 from pterefd.source.record.table import ABSENT, ROWS, Group, Table
 
 I64 = npt.NDArray[np.int64]
@@ -110,7 +111,7 @@ def _add_faults(
     rows, page, error = rows[keep], page[keep], error[keep]
     write = (error & _FAULT_WRITE) // _FAULT_WRITE
     columns = {"pid": pids[rows].astype(np.int64), "addr": page, "write": write}
-    table.add_group(Group("fault", _places(data, rows, page, write, contended), columns))
+    table.add_group(joined(table, Group("fault", _places(data, rows, page, write, contended), columns)))
     return int(drop.sum())
 
 
