@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +16,8 @@ from pterefd.source.record.perf import FAULTS
 from pterefd.source.record.perfdata import MMAP2, PerfData
 from pterefd.source.record.procmem import Entries, entry_name
 from pterefd.source.record.runs import joined
-from pterefd.source.record.table import ABSENT, ROWS, Group, Table
+from pterefd.source.record.sizes import FileSizes, raise_to_accessed
+from pterefd.source.record.table import ROWS, Group, Table
 
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -69,27 +69,6 @@ def assemble(data: PerfData, marks: Marks, roots: list[int], *, complete: bool =
     return Assembled(table, begin, data.lost, lives.untraced, lives.stranded, dropped, translator.unmodelled)
 
 
-class FileSizes:
-    """Sizes of files that were mapped, read once each, after the fact."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int], int] = {}
-
-    def of(self, path: str, inode: int) -> int:
-        """Size of the file of that name, if it still is the one with that inode; else ABSENT."""
-        key = (path, inode)
-        if key not in self._known:
-            self._known[key] = ABSENT
-            if path.startswith("/") and inode:
-                try:
-                    found = os.stat(path)
-                except (OSError, ValueError):
-                    return ABSENT
-                if found.st_ino == inode:
-                    self._known[key] = found.st_size
-        return self._known[key]
-
-
 # ---- faults --------------------------------------------------------------------------------------
 
 
@@ -110,6 +89,8 @@ def _add_faults(
     keep = ~drop
     rows, page, error = rows[keep], page[keep], error[keep]
     write = (error & _FAULT_WRITE) // _FAULT_WRITE
+    seen = ((error & _FAULT_USER) != 0) & ~np.isin(page, [mark.addr for mark in marks.beyond_file])
+    raise_to_accessed(table, data.samples.t[rows[seen]], pids[rows[seen]].astype(np.int64), page[seen])
     columns = {"pid": pids[rows].astype(np.int64), "addr": page, "write": write}
     table.add_group(joined(table, Group("fault", _places(data, rows, page, write, contended), columns)))
     return int(drop.sum())

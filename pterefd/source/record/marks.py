@@ -79,7 +79,7 @@ class CheckpointMark:
 
 @dataclass(slots=True)
 class RefusedMark:
-    """The kernel answered a fault of task tid on this page with SIGSEGV: it has mapped nothing."""
+    """The kernel answered a fault of task tid on this page with a signal: it has mapped nothing."""
 
     t: int
     tid: int
@@ -101,7 +101,8 @@ class Marks:
     execs: list[ExecMark] = field(default_factory=list)
     clones: list[CloneMark] = field(default_factory=list)
     checkpoints: list[CheckpointMark] = field(default_factory=list)
-    refused: list[RefusedMark] = field(default_factory=list)
+    refused: list[RefusedMark] = field(default_factory=list)  # SIGSEGV: no access there
+    beyond_file: list[RefusedMark] = field(default_factory=list)  # SIGBUS: beyond the end of the mapped file
     exits: list[ExitMark] = field(default_factory=list)
     huge_pages: int = 0
     programs_32bit: list[str] = field(default_factory=list)
@@ -112,6 +113,7 @@ class Marks:
         """Forget which tasks came and went before t: a snapshot of that time has who was there."""
         self.clones = [mark for mark in self.clones if mark.t > t]
         self.refused = [mark for mark in self.refused if mark.t > t]
+        self.beyond_file = [mark for mark in self.beyond_file if mark.t > t]
         self.exits = [mark for mark in self.exits if mark.t > t]
 
     def cut(self, t: int) -> None:
@@ -120,5 +122,6 @@ class Marks:
         self.clones = [mark for mark in self.clones if mark.t <= t]
         self.checkpoints = [mark for mark in self.checkpoints if mark.t <= t]
         self.refused = [mark for mark in self.refused if mark.t <= t]
+        self.beyond_file = [mark for mark in self.beyond_file if mark.t <= t]
         self.exits = [mark for mark in self.exits if mark.t <= t]
         self.end = t

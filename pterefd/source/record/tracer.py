@@ -26,6 +26,7 @@ _SETTLE = 50 * _MS
 _ORPHAN = 200 * _MS  # so long after its first stop nobody will tell of a child any more
 _COST_FACTOR = 20  # a checkpoint that takes c is not repeated within 20 c: at most 5 % of the time standing still
 _SEGV_REFUSED = range(1, 5)  # SEGV_MAPERR, SEGV_ACCERR, SEGV_BNDERR, SEGV_PKUERR
+_BUS_ADRERR = 2
 
 
 class State(Enum):
@@ -229,10 +230,13 @@ class Tracer:
 
     def _signal(self, task: Task, sig: int) -> None:
         """A signal is about to be delivered: note a refused fault, and pass it on."""
-        if sig == signal.SIGSEGV:
-            info = ptrace.signal_info(task.tid)
-            if info is not None and info.code in _SEGV_REFUSED:
-                self.marks.refused.append(RefusedMark(now(), task.tid, info.addr & -procmem.PAGE))
+        info = ptrace.signal_info(task.tid) if sig in (signal.SIGSEGV, signal.SIGBUS) else None
+        if info is not None:
+            mark = RefusedMark(now(), task.tid, info.addr & -procmem.PAGE)
+            if sig == signal.SIGSEGV and info.code in _SEGV_REFUSED:
+                self.marks.refused.append(mark)
+            elif sig == signal.SIGBUS and info.code == _BUS_ADRERR:
+                self.marks.beyond_file.append(mark)
         task.resume = sig
         self._let_go(task)
 
