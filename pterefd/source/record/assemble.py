@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pterefd.source.record.calls import PAGE, USER_END, Translator, pair_calls
-from pterefd.source.record.checkpoints import add_checkpoints
+from pterefd.source.record.checkpoints import add_checkpoints, add_vanished
 from pterefd.source.record.lives import NOBODY, Contended, Lives
 from pterefd.source.record.marks import Marks
 from pterefd.source.record.opening import add_snapshot
@@ -65,7 +65,7 @@ def assemble(data: PerfData, marks: Marks, roots: list[int], *, complete: bool =
     translator = Translator(data, table, FileSizes().of)
     translator.translate(pair_calls(data, pids), [side for side in sides if side.kind == MMAP2])
     add_checkpoints(table, lives.checkpoints)
-    dropped = _add_faults(table, data, pids, marks, lives.contended, complete=complete)
+    dropped = _add_faults(table, data, pids, marks, lives, complete=complete)
     return Assembled(table, begin, data.lost, lives.untraced, lives.stranded, dropped, translator.unmodelled)
 
 
@@ -77,7 +77,7 @@ def _add_faults(
     data: PerfData,
     pids: npt.NDArray[np.int32],
     marks: Marks,
-    contended: list[Contended],
+    lives: Lives,
     *,
     complete: bool,
 ) -> int:
@@ -91,8 +91,10 @@ def _add_faults(
     write = (error & _FAULT_WRITE) // _FAULT_WRITE
     seen = ((error & _FAULT_USER) != 0) & ~np.isin(page, [mark.addr for mark in marks.beyond_file])
     raise_to_accessed(table, data.samples.t[rows[seen]], pids[rows[seen]].astype(np.int64), page[seen])
-    columns = {"pid": pids[rows].astype(np.int64), "addr": page, "write": write}
-    table.add_group(joined(table, Group("fault", _places(data, rows, page, write, contended), columns)))
+    place, pid = _places(data, rows, page, write, lives.contended), pids[rows].astype(np.int64)
+    read = write == 0
+    add_vanished(table, lives.checkpoints, place[read], pid[read], page[read])
+    table.add_group(joined(table, Group("fault", place, {"pid": pid, "addr": page, "write": write})))
     return int(drop.sum())
 
 

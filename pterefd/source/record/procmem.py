@@ -197,6 +197,15 @@ class Entries:
     def _count(self, mask: npt.NDArray[np.bool_]) -> int:
         return int((self.end[mask] - self.start[mask]).sum()) // PAGE
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> Entries:
+        """The runs of the mask."""
+        return Entries(self.start[mask], self.end[mask], self.categories[mask])
+
+    @property
+    def is_zero(self) -> npt.NDArray[np.bool_]:
+        """Which runs map the shared zero page."""
+        return (self.categories & PAGE_IS_PFNZERO) != 0
+
     @property
     def present(self) -> int:
         """Entries with the present bit, the zero page's included."""
@@ -205,7 +214,7 @@ class Entries:
     @property
     def zero(self) -> int:
         """Entries that map the shared zero page."""
-        return self._count((self.categories & PAGE_IS_PFNZERO) != 0)
+        return self._count(self.is_zero)
 
     @property
     def guard(self) -> int:

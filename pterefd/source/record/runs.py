@@ -16,8 +16,8 @@ RUN_NS = 1_000_000  # a run lasts no longer, so that times in a trace are right 
 def joined(table: Table, faults: Group) -> Group:
     """Faults of single pages as faults of ranges, each with the time of its first.
 
-    Joined is what one mm does to neighbouring pages in ascending order, all reading or all writing, with nothing else of
-    anybody in between: then one event after the other and one event for all are the same.  table: all other events.
+    Joined is what one mm does to neighbouring pages in ascending order, all reading or all writing, with nothing else
+    of anybody in between: then one event after the other and one event for all are the same.  table: all other events.
     """
     place, pid, addr, write = faults.place, *(faults.columns[name] for name in ("pid", "addr", "write"))
     if not len(place):

@@ -109,7 +109,9 @@ def _moved(table: Table, pieces: list[_Piece], ends: list[Group]) -> list[_Piece
             continue
         for row in np.flatnonzero(np.isin(group.columns["pid"], list(by_pid))).tolist():
             place = int(group.place[row])
-            pid, addr, start, length = (int(group.columns[name][row]) for name in ("pid", "addr", "new_addr", "new_len"))
+            pid, addr, start, length = (
+                int(group.columns[name][row]) for name in ("pid", "addr", "new_addr", "new_len")
+            )
             for piece in by_pid[pid]:
                 if piece.start <= addr < piece.end and piece.place < place and not _taken(ends, piece, addr, place):
                     offset = piece.offset + addr - piece.start
