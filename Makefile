@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run setup setup-test test lint types pytest format bench recordings oracle lock docs wheel clean
+.PHONY: help run setup setup-test test lint types pytest format bench recordings record-programs oracle lock docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,10 @@ oracle: setup setup-test ## random programs on the running kernel against the mo
 	    $(if $(LENGTH),--length $(LENGTH)) --jobs 2 $(if $(RESULTS),--results $(RESULTS))
 
 # -- made files ---------------------------------------------------------------------
+
+record-programs: setup setup-test ## record real programs here and compare every checkpoint: NAMES='gcc node'
+	@PYTHON='$(PYTHON)' setup/packages.sh programs
+	@$(BIN)/python -m tests.recordings $(NAMES) $(if $(RESULTS),--results $(RESULTS))
 
 recordings: setup setup-test ## record the programs of etc/traces anew (root and perf)
 	@etc/traces/make.sh

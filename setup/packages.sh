@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings in the system packages that pterefd needs: setup/packages.sh run | test
+# Brings in the system packages that pterefd needs: setup/packages.sh run | test | programs
 #
 # What is there already is left alone, whatever package it came from. Missing things are installed with apt-get
 # as root; without root (or without apt) they are named, and the exit code is 3 where pterefd cannot do without.
@@ -16,6 +16,7 @@ have_program() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -
 have_library() { /sbin/ldconfig -p 2>/dev/null | grep -q "[[:space:]]$1 "; }
 have_venv() { "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; }
 have_file() { [ -e "$1" ]; }
+have_package() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 # A working perf: Debian's and Ubuntu's wrappers exist without the program behind them.
 have_perf() { perf version >/dev/null 2>&1; }
 
@@ -40,7 +41,18 @@ essential redis-tools   recordings                   have_program redis-cli
 essential libjemalloc2  recordings                   have_library libjemalloc.so.2
 LIST
     ;;
-    *) echo "usage: setup/packages.sh run|test" >&2; exit 2 ;;
+    programs) cat <<'LIST'
+essential postgresql-15 recordings                   have_file /usr/lib/postgresql/15/bin/postgres
+essential sqlite3       recordings                   have_program sqlite3
+essential libtcmalloc-minimal4 recordings            have_library libtcmalloc_minimal.so.4
+essential nodejs        recordings                   have_package nodejs
+essential openjdk-17-jre-headless recordings         have_package openjdk-17-jre-headless
+essential stress-ng     recordings                   have_program stress-ng
+essential git           recordings                   have_program git
+essential make          recordings                   have_program make
+LIST
+    ;;
+    *) echo "usage: setup/packages.sh run|test|programs" >&2; exit 2 ;;
     esac
 }
 

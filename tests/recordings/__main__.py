@@ -94,7 +94,13 @@ def record(program: Program, trace: Path, every: str) -> Result:
     begin = time.monotonic()
     with program.prepared() as (directory, words), tempfile.TemporaryFile("w+") as said:
         done = subprocess.run(
-            [*command, *words], cwd=directory, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=TIMEOUT_S
+            [*command, *words],
+            cwd=directory,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(directory), "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            timeout=TIMEOUT_S,
         )
         said.seek(0)
         result = Result(program.name, program.version(), done.returncode, said=said.read().splitlines())

@@ -13,17 +13,24 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 SOURCES = ROOT / "etc" / "traces" / "programs"
+RECORDINGS = SOURCES  # a recording lies beside what was recorded
 PLACE = Path("/var/tmp/pterefd-recordings")  # its name stands in recordings: mapped files have paths
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program. file: in SOURCES.  packages: Debian's, whose versions a result names; the first is the program."""
+    """One program.
+
+    file: in SOURCES.  packages: Debian's, whose versions a result names.  one_cpu: on one CPU alone: of processes that
+    map shared memory on two at once, fault-around in the one passes over the pages that the other's has locked at that
+    very moment (mm/filemap.c next_uptodate_folio), and no event tells of that.
+    """
 
     name: str
     file: str
     packages: tuple[str, ...]
     arguments: tuple[str, ...] = ()
+    one_cpu: bool = False
 
     def version(self) -> str:
         """The packages with their versions."""
@@ -41,14 +48,15 @@ class Program:
             if source.suffix == ".c":
                 source = source.with_suffix("")
                 subprocess.run(["gcc", "-O2", "-o", str(source), f"{source}.c"], check=True)
-            yield directory, [f".{os.sep}{source.name}", *self.arguments]
+            pinned = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if self.one_cpu else []
+            yield directory, [*pinned, f"./{source.name}", *self.arguments]
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
 
 PROGRAMS = (
-    Program("redis", "redis.sh", ("redis-server", "redis-tools")),
-    Program("postgres", "postgres.sh", ("postgresql-15", "postgresql-contrib")),
+    Program("redis-bgsave", "redis-bgsave.sh", ("redis-server", "redis-tools")),
+    Program("postgres", "postgres.sh", ("postgresql-15",), one_cpu=True),
     Program("gcc", "gcc.sh", ("gcc-12", "binutils", "make")),
     Program("threads", "threads.py", ("python3-minimal",)),
     Program("pools", "pools.py", ("python3-minimal",)),

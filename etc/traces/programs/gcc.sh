@@ -1,6 +1,7 @@
 #!/bin/bash
 # A compilation with all its children: the driver, cc1, as, collect2, ld; two at a time under make.
 set -euo pipefail
+export TMPDIR=$PWD
 for name in one two three four; do
     cat >"$name.c" <<CODE
 #include <ctype.h>

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Java: the compiler's own work of the JVM, several collectors, threads, a heap that grows and is collected.
 set -euo pipefail
+export TMPDIR=$PWD
 cat >Churn.java <<'CODE'
 import java.util.*;
 public class Churn {
@@ -19,5 +20,5 @@ public class Churn {
 }
 CODE
 for collector in Serial Parallel G1; do
-    java -Xmx128m -XX:+Use${collector}GC Churn.java
+    java -Xmx128m -XX:+PerfDisableSharedMem -XX:+Use${collector}GC Churn.java
 done

@@ -1,6 +1,7 @@
 #!/bin/bash
 # bash: pipelines, subshells, command substitutions, a coprocess: many short-lived processes, forked and exec'ed.
 set -euo pipefail
+export TMPDIR=$PWD
 for turn in 1 2 3; do
     seq 20000 | sort -rn | uniq | tail -n 3 | tr '\n' ' ' >/dev/null
     words=$(for i in $(seq 50); do echo "$i $((i * turn))"; done | awk '{ sum += $2 } END { print sum }')
