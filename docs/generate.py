@@ -25,6 +25,10 @@ from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from tests.kernel import exactness  # noqa: E402 - of the checkout, which is no installed package
+
 PAGES = (HERE.parent / "README.md", *sorted(HERE.glob("*.md")))
 MADE = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -121,6 +125,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "metrics": metrics,
     "profiles": profiles,
+    **exactness.PARTS,
 }
 
 
