@@ -84,9 +84,9 @@ def _pt_reclaim() -> Row:
 
 
 def _thp() -> Row:
-    from pterefd.source.record.machine import thp_mode
+    from pterefd.source.record.machine import thp_setting
 
-    mode = thp_mode()
+    mode = thp_setting().partition(",")[0]
     advice = "" if mode == "never" else "off for recorded commands; a process that is attached to keeps its huge pages"
     return Row("huge pages", mode, OK, advice)
 

@@ -20,8 +20,8 @@ class TraceMeta:
     """Where and how a trace was made. None is "not known".
 
     kernel_config: option without CONFIG_ -> value, of those that matter (PT_RECLAIM ...).
-    thp: what was done about huge pages: "never" (they were off), "kept" (left as they were), "seen" (left as they
-    were, and huge entries were there).
+    thp: what the machine gave huge pages to, as mm/thp.py reads it; "never" where they were off. Older traces have
+    "kept" (left as they were) and "seen" (and huge entries were there), which tell too little.
     memory_bytes: of the machine.  fault_around_bytes: how much a file fault maps around it.
     command: what was recorded, as a list of arguments.
     """

@@ -14,39 +14,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-SYSFS = Path("/sys/kernel/mm/transparent_hugepage")
-PMD_KB = 2048
+from pterefd.source.record.machine import PMD_KB, THP, read_setting, thp_setting
+from pterefd.source.record.machine import thp_sizes as sizes
+
+SYSFS = THP
 QUIET = {"khugepaged/pages_to_scan": "1", "khugepaged/scan_sleep_millisecs": "3600000"}
-
-
-def _chosen(text: str) -> str:
-    """The word in brackets, or all of it."""
-    return text.partition("[")[2].partition("]")[0] or text.strip()
-
-
-def _read(name: str) -> str:
-    return _chosen((SYSFS / name).read_text())
-
-
-def sizes() -> list[int]:
-    """The sizes that this kernel has for anonymous memory, in kB."""
-    return sorted(int(path.parent.name[len("hugepages-") : -len("kB")]) for path in SYSFS.glob("hugepages-*kB/enabled"))
-
-
-def thp_setting() -> str:
-    """What the machine has now; `never` without huge pages."""
-    if not SYSFS.exists():
-        return "never"
-    words = [_read("enabled")]
-    if _read("use_zero_page") == "0":
-        words.append("no-zero-page")
-    for size in sizes():
-        mode = _read(f"hugepages-{size}kB/enabled")
-        if mode == "inherit":
-            mode = words[0]
-        if mode != (words[0] if size == PMD_KB else "never"):
-            words.append(f"{size}kB={mode}")
-    return ",".join(words)
 
 
 def wanted_files(setting: str) -> dict[str, str]:
@@ -77,7 +49,7 @@ def _written(values: dict[str, str]) -> Iterator[None]:
     before: list[tuple[str, str]] = []
     try:
         for name, value in values.items():
-            old = _read(name)
+            old = read_setting(name)
             if old != value:
                 before.append((name, old))
                 (SYSFS / name).write_text(value)

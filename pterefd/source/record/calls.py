@@ -57,6 +57,8 @@ _KEPT_ERRORS = {
     "munlock": ("ENOMEM",),
 }
 
+_PR_SET_THP_DISABLE = 41
+
 # What there is no op for, and what to say of it.
 UNMODELLED = {
     "process_madvise": "process_madvise: its ranges are not recorded",
@@ -332,6 +334,12 @@ class Translator:
         keep = _valid(addr, length) & (~calls.failed | self._failed_with(calls, _KEPT_ERRORS[op]))
         extra = {} if onfault is None else {"onfault": onfault}
         self._ranges(op, calls, addr, length, keep, **extra)
+
+    def _prctl(self, calls: Calls) -> None:
+        """kernel/sys.c: of its many options only PR_SET_THP_DISABLE is about page tables."""
+        about = calls.select((self._argument(calls, "option") == _PR_SET_THP_DISABLE) & (calls.result == 0))
+        if len(about):
+            self._group("thp", about, disabled=(self._argument(about, "arg2") != 0).astype(np.int64))
 
     # -- System V shared memory -------------------------------------------------------------------
 

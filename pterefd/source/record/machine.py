@@ -13,7 +13,8 @@ from pterefd.errors import Missing
 from pterefd.source.meta import TraceMeta
 from pterefd.source.record import procmem, ptrace
 
-THP_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+THP = Path("/sys/kernel/mm/transparent_hugepage")
+PMD_KB = 2048
 FAULT_AROUND = Path("/sys/kernel/debug/fault_around_bytes")
 # Options that decide how tables and entries change (docs/trace-format.md).
 CONFIG_OPTIONS = (
@@ -64,12 +65,32 @@ def fault_around_bytes() -> int | None:
         return None
 
 
-def thp_mode() -> str:
-    """The machine's setting of transparent huge pages: always, madvise or never ("never" without them)."""
+def read_setting(name: str) -> str:
+    """The word in brackets of a setting of huge pages, or all of it."""
+    text = (THP / name).read_text()
+    return text.partition("[")[2].partition("]")[0] or text.strip()
+
+
+def thp_sizes() -> list[int]:
+    """The sizes of folios that this kernel has for anonymous memory, in kB."""
+    return sorted(int(path.parent.name[len("hugepages-") : -len("kB")]) for path in THP.glob("hugepages-*kB/enabled"))
+
+
+def thp_setting() -> str:
+    """What the machine gives huge pages to, as a trace says it (docs/trace-format.md); `never` without huge pages."""
     try:
-        return THP_ENABLED.read_text().partition("[")[2].partition("]")[0] or "never"
+        words = [read_setting("enabled")]
+        if read_setting("use_zero_page") == "0":
+            words.append("no-zero-page")
+        for size in thp_sizes():
+            mode = read_setting(f"hugepages-{size}kB/enabled")
+            if mode == "inherit":
+                mode = words[0]
+            if mode != (words[0] if size == PMD_KB else "never"):
+                words.append(f"{size}kB={mode}")
     except OSError:
         return "never"
+    return ",".join(words)
 
 
 def kernel_config() -> dict[str, str | bool | int]:

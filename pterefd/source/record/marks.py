@@ -30,6 +30,7 @@ class Snapshot:
     sizes: dict[int, int] = field(default_factory=dict)
     brk_start: int = 0
     unlocated: int | None = None
+    thp_disabled: bool = False
 
 
 @dataclass(slots=True)

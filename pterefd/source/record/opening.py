@@ -21,6 +21,8 @@ def add_snapshot(table: Table, new: Exec) -> None:
     if snapshot.cmdline:
         known["cmdline"] = snapshot.cmdline  # type: ignore[assignment]
     table.add(t, "exec", FIRST, pid=pid, comm=snapshot.comm, **known)
+    if snapshot.thp_disabled:
+        table.add(t, "thp", FIRST, pid=pid, disabled=1)
     apart = kept_apart(snapshot)
     late: list[tuple[str, dict[str, int | str]]] = []  # calls behind the entries: with them the snapshot ends
     for mapping in snapshot.maps:
@@ -31,7 +33,8 @@ def add_snapshot(table: Table, new: Exec) -> None:
         late += _calls(place, snapshot.flags.get(mapping.start, frozenset()))
         table.add(t, "mmap", FIRST, pid=pid, **place, prot=prot, **_what(snapshot, mapping))
     for row in snapshot.state:
-        table.add(t, "state", FIRST, pid=pid, addr=row.start, len=row.end - row.start, entry=row.entry)
+        huge = {"huge": 1} if row.huge else {}
+        table.add(t, "state", FIRST, pid=pid, addr=row.start, len=row.end - row.start, entry=row.entry, **huge)
     _add_heap(table, new)
     for op, fields in late:
         table.add(t, op, FIRST, pid=pid, **fields)

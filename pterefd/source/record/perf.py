@@ -40,6 +40,7 @@ SYSCALLS = (
     "shmdt",
     "userfaultfd",
     "remap_file_pages",
+    "prctl",
     "execve",
     "execveat",
     "clone",

@@ -66,11 +66,9 @@ def import_perf(
         page_size=PAGE,
         kernel_release=data.texts["osrelease"] or notes.release,
         kernel_config=notes.config,
-        thp={"never": "never", "": None}.get(notes.thp, "kept"),
+        thp=notes.thp or None,
         perf_version=data.texts["version"] or None,
     )
-    if meta.thp == "kept":
-        say("huge pages were not off while this was recorded: where there were any, page tables are not exact")
     _write(assembled, output, meta, force=force, progress=progress)
     truncated = data.truncated_at
     data.close()

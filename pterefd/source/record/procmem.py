@@ -118,6 +118,7 @@ class Status:
     gid: int = 0
     threads: int = 0
     state: str = ""
+    thp_disabled: bool = False
     kb: dict[str, int] = field(default_factory=dict)
 
 
@@ -143,6 +144,8 @@ def read_status(tid: int) -> Status:
                 status.threads = int(value)
             elif key == "State":
                 status.state = value.split()[0]
+            elif key == "THP_enabled":
+                status.thp_disabled = int(value) == 0  # prctl(PR_SET_THP_DISABLE)
     return status
 
 
@@ -227,9 +230,10 @@ class Entries:
         return self._count((self.categories & (PAGE_IS_SWAPPED | PAGE_IS_GUARD)) == PAGE_IS_SWAPPED)
 
     @property
-    def huge(self) -> int:
-        """Pages mapped by huge entries."""
-        return self._count((self.categories & PAGE_IS_HUGE) != 0)
+    def huge_files(self) -> int:
+        """Pages of files that PMD entries map."""
+        both = PAGE_IS_HUGE | PAGE_IS_FILE
+        return self._count((self.categories & both) == both)
 
     def tables(self) -> int:
         """Page-table pages that these entries need: spans + GiB slots + PGD slots (kernel-rules: 1)."""
@@ -244,20 +248,22 @@ class Entries:
         shmem = sorted(shmem_ranges)
         for start, end, bits in zip(self.start.tolist(), self.end.tolist(), self.categories.tolist(), strict=True):
             entry = entry_name(bits)
+            huge = bits & PAGE_IS_HUGE != 0 and entry in ("anon", "zero")
             for low, high, kind in _shmem_pieces(start, end, shmem) if entry == "file" else [(start, end, entry)]:
-                if rows and rows[-1].end == low and rows[-1].entry == kind:
-                    rows[-1] = StateRow(rows[-1].start, high, kind)
+                if rows and rows[-1].end == low and rows[-1][2:] == (kind, huge):
+                    rows[-1] = StateRow(rows[-1].start, high, kind, huge)
                 else:
-                    rows.append(StateRow(low, high, kind))
+                    rows.append(StateRow(low, high, kind, huge))
         return rows
 
 
 class StateRow(NamedTuple):
-    """Entries of [start, end) are all of one kind."""
+    """Entries of [start, end) are all of one kind. huge: PMD entries map them."""
 
     start: int
     end: int
     entry: str
+    huge: bool = False
 
 
 def _slots(start: I64, end: I64, shift: int) -> int:
@@ -405,11 +411,11 @@ def _categories(words: npt.NDArray[np.uint64]) -> I64:
 class Checkpoint:
     """What the kernel said of one mm that stood still: the fields of an `expect` row.
 
-    huge: pages mapped by huge entries (they make the recording one that needs the rules of huge pages).
+    huge_files: pages of files that PMD entries map, for which there are no rules.
     """
 
     fields: dict[str, int]
-    huge: int
+    huge_files: int
     entries: Entries
 
 
@@ -434,13 +440,13 @@ def read_checkpoint(tid: int) -> Checkpoint | None:
         fields["zero_entries"] = entries.zero
     if scan_abilities() & PAGE_IS_GUARD or not scan_abilities():
         fields["guard_entries"] = entries.guard
-    huge = entries.huge if scan_abilities() else _huge_kb(tid) * 1024 // PAGE
-    return Checkpoint(fields, huge, entries)
+    huge_files = entries.huge_files if scan_abilities() else _huge_files_kb(tid) * 1024 // PAGE
+    return Checkpoint(fields, huge_files, entries)
 
 
-def _huge_kb(tid: int) -> int:
-    """What smaps_rollup says of memory in huge pages, for kernels whose entries do not tell."""
-    wanted = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")
+def _huge_files_kb(tid: int) -> int:
+    """What smaps_rollup says of files in huge pages, for kernels whose entries do not tell."""
+    wanted = ("ShmemPmdMapped", "FilePmdMapped")
     try:
         with open(f"/proc/{tid}/smaps_rollup", encoding="ascii", errors="replace") as file:
             return sum(int(line.split()[1]) for line in file if line.startswith(wanted))

@@ -244,7 +244,7 @@ class _Run:
         snapshot, entries = read_snapshot(pid, attached=True, flags=flags)
         checkpoint = procmem.read_checkpoint(pid)
         threads = [tid for tid in procmem.tasks(pid) if tid != pid]
-        self._marks.huge_pages += entries.huge
+        self._marks.huge_pages += entries.huge_files
         return ExecMark(t, pid, pid, snapshot, attached=True, threads=threads), checkpoint
 
     def _begin_with(self, mark: ExecMark, checkpoint: procmem.Checkpoint | None) -> None:
@@ -330,10 +330,8 @@ class _Run:
                     self._options.progress(done, total)
 
     def _thp(self) -> str:
-        if self._marks.huge_pages:
-            return "seen"
-        off = (self._argv is not None and self._options.thp == "off") or machine.thp_mode() == "never"
-        return "never" if off else "kept"
+        """What stands in the trace: what the machine gives huge pages to, unless they are off for the command."""
+        return "never" if self._argv is not None and self._options.thp == "off" else machine.thp_setting()
 
     def _command_line(self) -> list[str] | None:
         return self._argv if self._argv is not None else self._marks.execs[0].snapshot.cmdline or None
@@ -352,7 +350,7 @@ class _Run:
         for program in sorted(set(marks.programs_32bit)):
             self._trouble.append(f"{program} is a 32-bit program: its system calls are not recorded")
         if marks.huge_pages:
-            self._say("HUGE PAGES were seen while recording: page tables are not exact where they were")
+            self._say("huge pages of files were mapped: page tables are not exact where they were")
         if marks.missed_checkpoints > len(marks.checkpoints):
             self._say(f"{marks.missed_checkpoints} checkpoints were left out: not all threads stood still in time")
 

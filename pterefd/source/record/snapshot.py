@@ -38,6 +38,7 @@ def read_snapshot(
     if attached:
         known = flags is not None and flags.keys() >= {mapping.start for mapping in maps}
         snapshot.flags = flags if known and flags is not None else procmem.read_vm_flags(tid)
+        snapshot.thp_disabled = status.thp_disabled
         snapshot.unlocated = max(0, status.kb.get("VmPTE", 0) // 4 - entries.tables())
     return snapshot, entries
 

@@ -298,7 +298,7 @@ class Tracer:
             return
         if procmem.is_32bit(task.tid):
             self.marks.programs_32bit.append(snapshot.comm)
-        self.marks.huge_pages += entries.huge
+        self.marks.huge_pages += entries.huge_files
         self.marks.execs.append(ExecMark(now(), task.tgid, former, snapshot))
         self._let_go(task)
 
@@ -425,7 +425,7 @@ class Tracer:
             entries = checkpoint.entries if reclaimed != mm.reclaimed else None
             mm.reclaimed = reclaimed
             self.marks.checkpoints.append(CheckpointMark(begin, mm.owner, checkpoint.fields, stopped, entries))
-            self.marks.huge_pages += checkpoint.huge
+            self.marks.huge_pages += checkpoint.huge_files
             mm.ran = b"".join(_scheduled(task) for task in sorted(mm.tasks))
         elif checkpoint is not None:
             self.marks.missed_checkpoints += 1

@@ -71,6 +71,40 @@ def test_attach_and_detach(busy: subprocess.Popen[str], tmp_path: Path) -> None:
     assert {"zero", "anon", "file"} <= {event["entry"] for event in recording.events("state")}
 
 
+HUGE = """
+import mmap, time
+m = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+m.madvise(mmap.MADV_HUGEPAGE)
+for at in range(0, 4 << 20, 4096): m[at] = 1
+m[6 << 20]
+print("ready", flush=True)
+end = time.monotonic() + 120  # killed before
+while time.monotonic() < end:
+    m.madvise(mmap.MADV_DONTNEED, 0, 5 << 20)
+    for at in range(0, 5 << 20, 1 << 20): m[at] = 1
+    time.sleep(0.02)
+"""
+
+
+def test_a_process_with_huge_pages(tmp_path: Path) -> None:
+    """What PMD entries map is told as such, and goes on as the kernel has it."""
+    process = subprocess.Popen([*PYTHON, HUGE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        recording = Recording(tmp_path / "trace.parquet")
+        options = recorder.Options(recording.path, duration=0.5, say=recording.said.append, checkpoint_every=0.05)
+        recorder.record_pid(process.pid, options)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    recording.assert_exact("VmPTE", "RssAnon", checkpoints=4)
+    huge = [event["entry"] for event in recording.events("state") if event.get("huge")]
+    enabled = "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert ({"anon", "zero"} <= set(huge)) == enabled
+
+
 def test_until_it_ends(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "trace.parquet")
     program = (

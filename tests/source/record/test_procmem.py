@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pterefd.source.record import procmem
-from pterefd.source.record.procmem import Entries, StateRow, parse_maps
+from pterefd.source.record.procmem import Entries, parse_maps
 
 pytestmark = pytest.mark.kernel
 
@@ -35,9 +35,9 @@ def memory() -> Iterator[tuple[mmap.mmap, int]]:
     m.close()
 
 
-def _within(entries: Entries, start: int, end: int) -> list[StateRow]:
+def _within(entries: Entries, start: int, end: int) -> list[tuple[int, int, str]]:
     return [
-        StateRow(max(row.start, start) - start, min(row.end, end) - start, row.entry)
+        (max(row.start, start) - start, min(row.end, end) - start, row.entry)
         for row in entries.state_rows()
         if row.end > start and row.start < end
     ]
@@ -110,7 +110,8 @@ def test_maps() -> None:
 def test_shmem_ranges_cut_runs() -> None:
     present = procmem.PAGE_IS_PRESENT | procmem.PAGE_IS_FILE
     run = Entries(np.array([0]), np.array([10 * PAGE]), np.array([present]))
-    assert run.state_rows([(2 * PAGE, 4 * PAGE), (9 * PAGE, 20 * PAGE)]) == [
+    rows = run.state_rows([(2 * PAGE, 4 * PAGE), (9 * PAGE, 20 * PAGE)])
+    assert [row[:3] for row in rows] == [
         (0, 2 * PAGE, "file"),
         (2 * PAGE, 4 * PAGE, "shmem"),
         (4 * PAGE, 9 * PAGE, "file"),
