@@ -17,6 +17,8 @@ from tests.source.record.conftest import PYTHON, Recording
 pytestmark = pytest.mark.kernel
 
 FILLS = """
+import ctypes
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault for each page
 import mmap, os
 m = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for at in range(0, 8 << 20, 4096): m[at] = 1
