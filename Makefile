@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run setup setup-test test lint types pytest format bench recordings record-programs oracle lock docs wheel clean
+.PHONY: help run setup setup-test test lint types pytest format bench recordings record-programs oracle oracle-kernels lock docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -92,6 +92,11 @@ bench: setup setup-test ## speed of replay, import and start, as a table
 oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=n LENGTH=100 THP=1 RESULTS=file
 	@$(BIN)/python -m tests.kernel.oracle --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) $(if $(THP),--thp) \
 	    $(if $(LENGTH),--length $(LENGTH)) --jobs 2 $(if $(RESULTS),--results $(RESULTS))
+
+oracle-kernels: setup setup-test ## the oracle on Debian's 6.1 and 6.12 in qemu: downloads them; about ten minutes
+	@PYTHON='$(PYTHON)' setup/packages.sh guests
+	@images=$$(setup/kernels.sh bookworm trixie) && $(BIN)/python -m tests.kernel.kernels \
+	    $(if $(SEED),--seed $(SEED)) $(if $(RESULTS),--results $(RESULTS)) $$images
 
 # -- made files ---------------------------------------------------------------------
 

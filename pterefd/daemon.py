@@ -185,9 +185,10 @@ def _named(settings: config.Config, key: str) -> Iterator[None]:
 
 def _profile(name: str, traces: list[Trace]) -> Profile:
     if name == AUTO:
-        return (
-            for_kernel(traces[0].meta.kernel_release, traces[0].meta.kernel_config) if traces else for_kernel(None, {})
-        )
+        if not traces:
+            return for_kernel(None, {})
+        meta = traces[0].meta
+        return for_kernel(meta.kernel_release, meta.kernel_config, meta.kernel_version)
     return named(name)
 
 

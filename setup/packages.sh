@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings in the system packages that pterefd needs: setup/packages.sh run | test | programs
+# Brings in the system packages that pterefd needs: setup/packages.sh run | test | programs | guests
 #
 # What is there already is left alone, whatever package it came from. Missing things are installed with apt-get
 # as root; without root (or without apt) they are named, and the exit code is 3 where pterefd cannot do without.
@@ -52,7 +52,12 @@ essential git           recordings                   have_program git
 essential make          recordings                   have_program make
 LIST
     ;;
-    *) echo "usage: setup/packages.sh run|test|programs" >&2; exit 2 ;;
+    guests) cat <<'LIST'
+essential qemu-system-x86 kernels_in_guests          have_program qemu-system-x86_64
+essential xz-utils        packages_of_kernels        have_program xz
+LIST
+    ;;
+    *) echo "usage: setup/packages.sh run|test|programs|guests" >&2; exit 2 ;;
     esac
 }
 

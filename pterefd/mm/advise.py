@@ -39,7 +39,7 @@ from pterefd.mm.events import ADVICE_CODE
 from pterefd.mm.files import punch
 from pterefd.mm.huge import AGE_COLD, AGE_FREE, AGE_PAGEOUT, age, collapse
 from pterefd.mm.populate import EINVAL, ENOMEM, fault_in
-from pterefd.mm.profile import PF_GUARD
+from pterefd.mm.profile import PF_GUARD, PF_POPULATE
 from pterefd.mm.unmap import change_range, note_rss, zap_dontneed
 from pterefd.mm.vma import modify_range, prepare_anon, vma_at, vma_count, vma_first, vma_record
 
@@ -191,7 +191,8 @@ def _populate(s, m, start, end, write):
 @kernel
 def madvise(s, m, start, end, advice):
     """do_madvise: mapping by mapping. Returns 0, EINVAL (stopped) or ENOMEM (a hole was passed)."""
-    if advice == A_POPULATE_READ or advice == A_POPULATE_WRITE:
+    populates = advice == A_POPULATE_READ or advice == A_POPULATE_WRITE
+    if populates and s.mm[m, M_PROFILE] & PF_POPULATE:
         return _populate(s, m, start, end, advice == A_POPULATE_WRITE)
     if (advice == A_GUARD_INSTALL or advice == A_GUARD_REMOVE) and not s.mm[m, M_PROFILE] & PF_GUARD:
         return EINVAL
@@ -208,6 +209,11 @@ def madvise(s, m, start, end, advice):
             if addr >= end:
                 break
         piece = min(end, s.vma[v, V_END])
+        if populates:
+            if _populate(s, m, addr, piece, advice == A_POPULATE_WRITE):
+                return EINVAL
+            addr = piece
+            continue
         if _refuses(s.vma[v, V_FLAGS], s.vma[v, V_OBJ], advice):
             return EINVAL
         if not _act(s, m, k, addr, piece, advice):

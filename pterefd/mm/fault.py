@@ -96,7 +96,7 @@ def mapping_for(s, m, addr, end, failed, imply):
     if following < vma_count(s, m):
         end = min(end, s.vma[vma_record(s, m, following), V_START])
     s.g[G_OUTSIDE] += (end - addr) >> 12
-    return add_range(s, m, addr, end, VM_READ | VM_WRITE | VM_IMPLIED, addr >> 12, -1, 0, 0, False, True)
+    return add_range(s, m, addr, end, VM_READ | VM_WRITE | VM_IMPLIED, addr >> 12, -1, 0, 0, False, True, True, True)
 
 
 @inline

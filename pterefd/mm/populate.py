@@ -35,7 +35,7 @@ from pterefd.engine.layout import (
 from pterefd.engine.tables import entry_index, next_page, page_of
 from pterefd.mm.fault import allows, fault_page, fill_span
 from pterefd.mm.huge import ACCESS_POPULATE, ACCESS_READ
-from pterefd.mm.profile import PF_COUNTED
+from pterefd.mm.profile import PF_COUNTED, PF_UNACCOUNT
 from pterefd.mm.vma import modify_range, prepare_anon, vma_at, vma_count, vma_first, vma_record
 
 ENOMEM = 12
@@ -129,7 +129,7 @@ def munlock(s, m, start, end):
 
 
 @kernel
-def protected_flags(s, v, prot):
+def protected_flags(s, m, v, prot):
     """mprotect_fixup: a mapping's flags with new protection, VM_ACCOUNT as it is charged."""
     old = s.vma[v, V_FLAGS]
     flags = (old & ~VM_ACCESS) | prot
@@ -138,7 +138,7 @@ def protected_flags(s, v, prot):
     if flags & VM_WRITE:
         if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
             flags |= VM_ACCOUNT
-    elif old & VM_ACCOUNT and s.vma[v, V_OBJ] < 0 and s.vma[v, V_ANON] == 0:
+    elif s.mm[m, M_PROFILE] & PF_UNACCOUNT and old & VM_ACCOUNT and s.vma[v, V_OBJ] < 0 and s.vma[v, V_ANON] == 0:
         flags &= ~VM_ACCOUNT
     return flags
 
@@ -174,7 +174,7 @@ def mprotect(s, m, start, end, prot):
         v = vma_record(s, m, k)
         piece = min(end, s.vma[v, V_END])
         old = s.vma[v, V_FLAGS]
-        flags = protected_flags(s, v, prot)
+        flags = protected_flags(s, m, v, prot)
         if flags != old:
             k = modify_range(s, m, k, addr, piece, flags)
             _note_protect(s, m, addr, piece)

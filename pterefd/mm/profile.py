@@ -5,6 +5,7 @@ The kernels' own are measured or from source; those of the mails are the posted 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,9 @@ PF_REALIGN = 8  # mremap rounds down to whole spans (try_realign_addr, 6.7)
 PF_MREMAP_MANY = 16  # mremap of several mappings at once (6.17)
 PF_GUARD = 32  # MADV_GUARD_INSTALL (6.13)
 PF_STACK = 64  # MAP_STACK sets VM_NOHUGEPAGE, so thread stacks join nothing else (6.7)
+PF_POPULATE = 1 << 8  # MADV_POPULATE_* stops at a hole; before, it goes on behind it (6.9)
+PF_UNACCOUNT = 1 << 10  # mprotect takes VM_ACCOUNT off what was never written and may not be any more (6.5)
+PF_APART = 1 << 9  # MREMAP_DONTUNMAP never makes source and destination one mapping (6.12.114, 6.1.191)
 PF_COLLAPSE = 1 << 20  # MADV_COLLAPSE (6.1)
 PF_SPLIT_ZERO = 1 << 21  # a folio that is split maps its zero-filled pages to the zero page (6.12)
 
@@ -44,7 +48,7 @@ class Profile:
     measured: bool = False
 
 
-_V6_12 = PF_COLLAPSE | PF_SPLIT_ZERO | PF_MMAP3 | PF_REALIGN | PF_STACK
+_V6_12 = PF_UNACCOUNT | PF_COLLAPSE | PF_SPLIT_ZERO | PF_POPULATE | PF_MMAP3 | PF_REALIGN | PF_STACK
 _V6_14 = _V6_12 | PF_GUARD | PF_RECLAIM
 
 PROFILES = {
@@ -87,8 +91,24 @@ def named(name: str) -> Profile:
     return profile
 
 
-def for_kernel(release: str | None, config: Mapping[str, Any] | None) -> Profile:
-    """`auto`: the profile of a trace's kernel_release and kernel_config; v6.18 where a trace names none."""
+# What stable releases brought to an older kernel: its version, the first of them, the flag.
+STABLE = (((6, 1), 191, PF_APART), ((6, 12), 114, PF_APART))
+
+
+def _stable_release(version: tuple[int, int], release: str, details: str | None) -> int:
+    """The third number of a kernel's version. Debian names it in uname -v alone: `6.1.0-56`, but `Debian 6.1.192-2`."""
+    for text in (details or "", release):
+        found = re.search(rf"\b{version[0]}\.{version[1]}\.(\d+)", text)
+        if found:
+            return int(found[1])
+    return 0
+
+
+def for_kernel(release: str | None, config: Mapping[str, Any] | None, details: str | None = None) -> Profile:
+    """`auto`: the profile of a trace's kernel_release and kernel_config; v6.18 where a trace names none.
+
+    details: its kernel_version.
+    """
     if not release:
         return PROFILES["v6.18"]
     digits = release.replace("-", ".").split(".")
@@ -98,6 +118,9 @@ def for_kernel(release: str | None, config: Mapping[str, Any] | None) -> Profile
         raise BadInput(f"kernel_release {release!r}: no version to choose a profile by; give --profile") from None
     steps = (((6, 16), "v6.18"), ((6, 14), "v6.14"), ((6, 7), "v6.12"), ((5, 20), "v6.1"), ((0, 0), "v5.19"))
     base = PROFILES[next(name for least, name in steps if version >= least)]
+    for kernel, first, flag in STABLE:
+        if kernel == version and _stable_release(version, release, details) >= first:
+            base = replace(base, flags=base.flags | flag, about=f"{base.about}, from {kernel[0]}.{kernel[1]}.{first}")
     off = config is not None and str(config.get("PT_RECLAIM", "y")).lower() in ("n", "false", "0", "m", "none")
     if off and base.flags & PF_RECLAIM:
         return Profile(f"{base.name} without PT_RECLAIM", base.flags & ~PF_RECLAIM, base.about)

@@ -78,10 +78,12 @@ from pterefd.mm.events import (
     MAP_UFFD,
 )
 from pterefd.mm.huge import forget_lock
-from pterefd.mm.populate import populate
-from pterefd.mm.profile import PF_REALIGN, PF_STACK
+from pterefd.mm.populate import EFAULT, ENOMEM, populate
+from pterefd.mm.profile import PF_APART, PF_MMAP3, PF_MREMAP_MANY, PF_REALIGN, PF_STACK
 from pterefd.mm.unmap import munmap, note_rss
-from pterefd.mm.vma import account, add_range, new_vma, put_vma, vma_at, vma_count, vma_first, vma_record
+from pterefd.mm.vma import account, add_range, new_vma, put_vma, split_vma, vma_at, vma_count, vma_first, vma_record
+
+EAGAIN = 11
 
 # ---- mmap -------------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ def mmap(s, m, start, end, prot, flags, obj, offset, file_size):
     elif obj == 0:
         obj = -1
         pgoff = start >> 12
-    add_range(s, m, start, end, vm, pgoff, obj, 0, 0, False, True)
+    add_range(s, m, start, end, vm, pgoff, obj, 0, 0, False, True, True, True)
     if flags & MAP_POPULATE or vm & VM_LOCKED:
         populate(s, m, start, end, True)
 
@@ -168,7 +170,7 @@ def brk(s, m, addr, start):
         munmap(s, m, old, addr)  # nothing but what an access before this event has implied can be there
         flags = VM_READ | VM_WRITE | VM_ACCOUNT | s.mm[m, M_DEF_FLAGS]
         if old > s.mm[m, M_START_BRK]:
-            add_range(s, m, old, addr, flags, old >> 12, -1, 0, 0, False, False)
+            add_range(s, m, old, addr, flags, old >> 12, -1, 0, 0, False, True, False, False)
         else:
             # sys_brk looks for a mapping to extend no further down than start_brk: not the bss
             account(s, m, flags, (addr - old) >> 12)
@@ -298,8 +300,22 @@ def _realigned(s, m, old, new, length, old_start, new_start):
 
 
 @kernel
+def _split_off(s, m, k, start, end):
+    """[start, end) of the k-th mapping becomes one of its own; returns its index."""
+    if s.vma[vma_record(s, m, k), V_START] != start:
+        split_vma(s, m, k, start)
+        k += 1
+    if s.vma[vma_record(s, m, k), V_END] != end:
+        split_vma(s, m, k, end)
+    return k
+
+
+@kernel
 def _move(s, m, k, old, old_len, new, new_len, dontunmap):
     """move_vma of [old, old + old_len) inside the k-th mapping; the destination is free."""
+    apart = dontunmap and s.mm[m, M_PROFILE] & PF_APART != 0
+    if apart and s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED:
+        k = _split_off(s, m, k, old, old + old_len)
     v = vma_record(s, m, k)
     flags = s.vma[v, V_FLAGS] & ~VM_UFFD  # mremap_userfaultfd_prep, without UFFD_FEATURE_EVENT_REMAP
     obj = s.vma[v, V_OBJ]
@@ -308,9 +324,15 @@ def _move(s, m, k, old, old_len, new, new_len, dontunmap):
     old_start = s.vma[v, V_START]
     old_end = s.vma[v, V_END]
     pgoff = s.vma[v, V_PGOFF] + ((old - old_start) >> 12)
+    below = above = True
     if obj < 0 and anon == 0:
         pgoff = new >> 12
-    target = add_range(s, m, new, new + new_len, flags, pgoff, obj, anon, chain, chain > 1, True)
+        if apart:
+            below = old_end != new
+            above = new + new_len != old_start
+            if not s.mm[m, M_PROFILE] & PF_MMAP3:
+                below = above = below and above
+    target = add_range(s, m, new, new + new_len, flags, pgoff, obj, anon, chain, chain > 1, below, above, False)
     new_start = s.vma[vma_record(s, m, target), V_START]
     length = min(old_len, new_len)
     off = _realigned(s, m, old, new, length, old_start, new_start)
@@ -325,6 +347,8 @@ def _move(s, m, k, old, old_len, new, new_len, dontunmap):
         if old_start == old and old_end == old + old_len and w != vma_record(s, m, vma_at(s, m, new)):
             s.vma[w, V_ANON] = 0
             s.vma[w, V_CHAIN] = 0
+            if apart and obj < 0:
+                s.vma[w, V_PGOFF] = old >> 12
     else:
         munmap(s, m, old, old + old_len)
     if flags & VM_LOCKED and new_len > old_len:
@@ -339,7 +363,8 @@ def _grow(s, m, k, old, old_len, new_len):
     flags = s.vma[v, V_FLAGS]
     pgoff = s.vma[v, V_PGOFF] + ((end - s.vma[v, V_START]) >> 12)
     munmap(s, m, end, old + new_len)  # what an access before this event has implied
-    add_range(s, m, end, old + new_len, flags, pgoff, s.vma[v, V_OBJ], s.vma[v, V_ANON], s.vma[v, V_CHAIN], False, True)
+    obj, anon, chain = s.vma[v, V_OBJ], s.vma[v, V_ANON], s.vma[v, V_CHAIN]
+    add_range(s, m, end, old + new_len, flags, pgoff, obj, anon, chain, False, True, True, False)
     if flags & VM_LOCKED:
         populate(s, m, end, old + new_len, True)
 
@@ -378,3 +403,17 @@ def mremap(s, m, old, old_len, new, new_len, dontunmap):
         k = vma_first(s, m, low)
         _move(s, m, k, low, length, new + (low - old), grown, dontunmap)
         addr = piece
+
+
+@kernel
+def mremap_failed(s, m, old, old_len, new, new_len, error):
+    """mremap_to that failed. new: where MREMAP_FIXED wanted it, else old.
+
+    Before 6.17 it makes room first, and only then sees that the source is more than one mapping, or too large.
+    """
+    if s.mm[m, M_PROFILE] & PF_MREMAP_MANY or new == old or vma_at(s, m, old) < 0:
+        return
+    if error == EFAULT or error == ENOMEM or error == EAGAIN:
+        munmap(s, m, new, new + new_len)
+        if new_len < old_len:
+            munmap(s, m, old + new_len, old + old_len)

@@ -77,7 +77,7 @@ from pterefd.mm.fault import fault_page, fault_range, mapping_for
 from pterefd.mm.files import drop_cached, note_cache, truncate
 from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
 from pterefd.mm.populate import mlock, mprotect, munlock
-from pterefd.mm.remap import brk, mmap, mremap
+from pterefd.mm.remap import brk, mmap, mremap, mremap_failed
 from pterefd.mm.unmap import change_range, munmap, note_rss
 from pterefd.mm.vma import prepare_anon, vma_at, vma_count, vma_first, vma_record
 
@@ -316,9 +316,11 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
             obj = objects[x[X_PATH]] if x[X_PATH] >= 0 else 0
             mmap(s, m, addr, end, x[X_PROT], x[X_FLAGS], obj, x[X_OFFSET], x[X_FILE_SIZE])
     elif o == OP_MREMAP:
+        x = ext[arg]
         if err == 0:
-            x = ext[arg]
             mremap(s, m, addr, length, x[X_NEW_ADDR], x[X_NEW_LEN], x[X_DONTUNMAP] != 0)
+        else:
+            mremap_failed(s, m, addr, length, x[X_NEW_ADDR], x[X_NEW_LEN], err)
     elif o == OP_BRK:
         if err == 0:
             brk(s, m, addr, arg)

@@ -234,7 +234,7 @@ def _joins_right(s, m, nxt, end, flags, end_pgoff, obj, anon, from_child):
 
 
 @kernel
-def _neighbours_agree(s, m, prev, nxt):
+def _neighbours_agree(s, prev, nxt):
     """are_anon_vmas_compatible, of the two neighbours that a range would join."""
     a = s.vma[prev, V_ANON]
     b = s.vma[nxt, V_ANON]
@@ -280,27 +280,30 @@ def _note_passed_over(s, m, start, end):
 
 
 @kernel
-def add_range(s, m, start, end, flags, pgoff, obj, anon, chain, from_child, right_too):
+def add_range(s, m, start, end, flags, pgoff, obj, anon, chain, from_child, left_too, right_too, by_mmap):
     """A new range [start, end), free before: joined to its neighbours or a mapping of its own.
 
     vma_merge_new_range, then mmap_region's or copy_vma's own record. anon, chain: an anon_vma that
-    the range brings along (mremap). right_too False: join the mapping below only (brk). Returns the index.
+    the range brings along (mremap). left_too, right_too: it may join the mapping below, above.
+    by_mmap: it is mmap's, which had rules of its own once (__mmap_region). Returns the index.
     """
     k = blocks.find(s, s.mm, m, M_VMAS, start)
     n = vma_count(s, m)
     end_pgoff = pgoff + ((end - start) >> 12)
-    left = k >= 0 and _joins_left(s, m, vma_record(s, m, k), start, flags, pgoff, obj, anon, from_child)
+    left = left_too and k >= 0
+    left = left and _joins_left(s, m, vma_record(s, m, k), start, flags, pgoff, obj, anon, from_child)
     right = right_too and k + 1 < n
     right = right and _joins_right(s, m, vma_record(s, m, k + 1), end, flags, end_pgoff, obj, anon, from_child)
     account(s, m, flags, (end - start) >> 12)
     if flags & (VM_PFNMAP | VM_HUGETLB):
         _note_passed_over(s, m, start, end)
     sticky = flags & VM_MAYBE_GUARD
-    if left and right and not _joins_both(s, m, vma_record(s, m, k), vma_record(s, m, k + 1)):
-        if s.mm[m, M_PROFILE] & PF_MMAP3:
-            right = False
-        else:
+    old_rules = by_mmap and not s.mm[m, M_PROFILE] & PF_MMAP3
+    if left and right and not _joins_both(s, old_rules, vma_record(s, m, k), vma_record(s, m, k + 1)):
+        if old_rules:
             left = False
+        else:
+            right = False
     if left and right:
         _join_all(s, m, k, anon, chain, sticky)
         return k
@@ -323,10 +326,10 @@ def add_range(s, m, start, end, flags, pgoff, obj, anon, chain, from_child, righ
 
 
 @kernel
-def _joins_both(s, m, prev, nxt):
-    """May a range that fits both neighbours make them one? By profile: section 8, `mmap3`."""
-    if s.mm[m, M_PROFILE] & PF_MMAP3:
-        return _neighbours_agree(s, m, prev, nxt)
+def _joins_both(s, old_rules, prev, nxt):
+    """May a range that fits both neighbours make them one? Section 8, `mmap3`."""
+    if not old_rules:
+        return _neighbours_agree(s, prev, nxt)
     # old: prev is held against next's anon_vma
     a = s.vma[prev, V_ANON]
     b = s.vma[nxt, V_ANON]
@@ -356,7 +359,7 @@ def modify_range(s, m, k, start, end, flags):
     left = left and _joins_left(s, m, vma_record(s, m, k - 1), start, flags, pgoff, obj, anon, child)
     right = at_end and k + 1 < vma_count(s, m)
     right = right and _joins_right(s, m, vma_record(s, m, k + 1), end, flags, pgoff + pages, obj, anon, child)
-    if left and right and not _neighbours_agree(s, m, vma_record(s, m, k - 1), vma_record(s, m, k + 1)):
+    if left and right and not _neighbours_agree(s, vma_record(s, m, k - 1), vma_record(s, m, k + 1)):
         right = False
     sticky = flags & VM_MAYBE_GUARD
     if left and right:

@@ -154,6 +154,7 @@ class Guest(Kernel):
         except AgentError as error:
             raise BadInput(f"{self.image}: does not boot: {error}") from None
         self.release = self.read("/proc/sys/kernel/osrelease").decode().strip()
+        self.version = self.read("/proc/sys/kernel/version").decode().strip()
         self.config = self._config(kernel)
 
     def _config(self, kernel: Path) -> dict[str, str | bool | int]:

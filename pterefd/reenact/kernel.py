@@ -15,11 +15,12 @@ from .build import build_agent
 class Kernel(ABC):
     """What agents run on.
 
-    release: as uname gives it.  config: the options that decide the rules.  fault_around_bytes: as in debugfs.  swap:
-    there is somewhere to swap to.
+    release, version: uname -r and -v.  config: the options that decide the rules.  fault_around_bytes: as in debugfs.
+    swap: there is somewhere to swap to.
     """
 
     release: str
+    version: str
     config: dict[str, str | bool | int]
     fault_around_bytes = 65536
     swap = False
@@ -34,7 +35,7 @@ class ThisKernel(Kernel):
 
     def __init__(self, cpu: int | None = None) -> None:
         self.cpu = cpu
-        self.release = os.uname().release
+        self.release, self.version = os.uname().release, os.uname().version
         self.config = machine.kernel_config()
         self.swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
         self.fault_around_bytes = machine.fault_around_bytes() or Kernel.fault_around_bytes

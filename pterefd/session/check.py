@@ -276,7 +276,7 @@ def _windows(trace: Trace) -> list[_Window]:
 def profile_for(trace: Trace, name: str) -> Profile:
     """A named profile, or with `auto` that of the trace's kernel."""
     if name == AUTO:
-        return for_kernel(trace.meta.kernel_release, trace.meta.kernel_config)
+        return for_kernel(trace.meta.kernel_release, trace.meta.kernel_config, trace.meta.kernel_version)
     return named(name)
 
 

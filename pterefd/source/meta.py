@@ -12,13 +12,14 @@ from pterefd.errors import TraceError
 from pterefd.source.schema import ARCH, FORMAT_VERSION, INT64_MAX, PAGE_SIZE
 
 _INTEGERS = frozenset({"format_version", "page_size", "memory_bytes", "fault_around_bytes"})
-_STRINGS = frozenset({"arch", "kernel_release", "thp", "perf_version"})
+_STRINGS = frozenset({"arch", "kernel_release", "kernel_version", "thp", "perf_version"})
 
 
 @dataclass(frozen=True, slots=True)
 class TraceMeta:
     """Where and how a trace was made. None is "not known".
 
+    kernel_release, kernel_version: uname -r and -v.
     kernel_config: option without CONFIG_ -> value, of those that matter (PT_RECLAIM ...).
     thp: what the machine gave huge pages to, as mm/thp.py reads it; "never" where they were off. Older traces have
     "kept" (left as they were) and "seen" (and huge entries were there), which tell too little.
@@ -30,6 +31,7 @@ class TraceMeta:
     arch: str | None = None
     page_size: int | None = None
     kernel_release: str | None = None
+    kernel_version: str | None = None
     kernel_config: Mapping[str, str | bool | int] = field(default_factory=dict)
     thp: str | None = None
     memory_bytes: int | None = None

@@ -91,6 +91,7 @@ class Machine:
             "arch": "x86_64",
             "page_size": PAGE,
             "kernel_release": self.kernel.release,
+            "kernel_version": self.kernel.version,
             "kernel_config": self.kernel.config,
             "thp": self.thp or "never",
             "fault_around_bytes": self.kernel.fault_around_bytes,
@@ -311,6 +312,8 @@ class Execution:
             row["dontunmap"] = True
         if not answer.errno:
             row["new_addr"] = answer.result
+        elif not flags & MREMAP_FIXED:
+            row["new_addr"] = op["addr"]
         self._record(row, answer)
 
     def _do_mprotect(self, op: Op, process: Process) -> None:

@@ -186,6 +186,28 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# For the rules by which kernels differ in what they merge: little else, on few boundaries.
+MERGE_FAMILIES: dict[str, Family] = {
+    "joins": Family(
+        {
+            "mmap": 16,
+            "munmap": 9,
+            "move": 10,
+            "mprotect": 26,
+            "write": 16,
+            "read": 14,
+            "madvise": 3,
+            "fork": 5,
+            "exit": 3,
+        },
+        {"dontneed": 2, "dontfork": 1, "dofork": 1},
+        {"anon": 1},
+        {"span": 1},
+        boundaries=(4, 5),
+        processes=4,
+    ),
+}
+
 HUGE_OPS = {
     "mmap": 6,
     "munmap": 4,
@@ -353,7 +375,7 @@ class Generator:
         self.name = family
         self.seed = seed
         self.length = length
-        self.family = (FAMILIES | HUGE_FAMILIES)[family]
+        self.family = (FAMILIES | HUGE_FAMILIES | MERGE_FAMILIES)[family]
         self.heap_start = heap_start
         self.shadows: dict[int, Shadow] = {1: Shadow()}
         self.breaks: dict[int, int] = {1: heap_start}

@@ -399,8 +399,8 @@ CHANGES = (
     ),
     Change(
         "mm.remap",
-        "    if obj < 0 and anon == 0:\n        pgoff = new >> 12\n",
-        "",
+        "        pgoff = new >> 12\n",
+        "        pass\n",
         about="an unused mapping gets the offset of its new place",
         shown_by="move-several-dontfork",
     ),

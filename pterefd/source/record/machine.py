@@ -43,6 +43,7 @@ def metadata(*, thp: str, command: list[str] | None, perf_version: str | None) -
         arch=platform.machine(),
         page_size=mmap.PAGESIZE,
         kernel_release=platform.release(),
+        kernel_version=platform.version(),
         kernel_config=kernel_config(),
         thp=thp,
         memory_bytes=memory_bytes(),
