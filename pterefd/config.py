@@ -214,10 +214,10 @@ def _checked(name: str, given: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(given)
     except ValidationError as e:
-        raise BadInput(f"{name}: " + "; ".join(_reason(error) for error in e.errors())) from None
+        raise BadInput(f"{name}: " + "; ".join(reason(error) for error in e.errors())) from None
 
 
-def _reason(error: Any) -> str:
+def reason(error: Any) -> str:
     """`replay.speed: ...` of one of pydantic's errors, in words."""
     key = ".".join(str(part) for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":

@@ -30,6 +30,7 @@ RANK = {
     "reclaim": 4,
     "session": 5,
     "reenact": 6,
+    "calibrate": 7,
     "procfs": 6,
     "metrics": 6,
     "statusline": 6,
