@@ -26,7 +26,15 @@ from pterefd.host.ranking import Ranking
 from pterefd.host.view import KEPT, RECLAIMABLE, HostView
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
-from pterefd.mm.free_ptes import free_ptes, note_all_kept, note_kept, note_walk
+from pterefd.mm.free_ptes import (
+    free_ptes,
+    free_spans,
+    list_reclaimable,
+    note_all_kept,
+    note_kept,
+    note_missed,
+    note_walk,
+)
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, mark_dirty, run_events
 
@@ -376,6 +384,31 @@ class Host:
             if e + z == 0:
                 break
         return empty * lo.PAGE, zero * lo.PAGE
+
+    def reclaimable_spans(self, pid: int) -> npt.NDArray[np.int64]:
+        """int64[n], ascending: start of each span of the mm whose PTE page free_ptes would free now. NoSuchMm."""
+        with self._asked():
+            mm = self.process(pid).mm
+            spans = np.empty(64, dtype=np.int64)
+            while (n := int(list_reclaimable(self._s, mm, spans))) > len(spans):
+                spans = np.empty(n, dtype=np.int64)
+            return spans[:n]
+
+    def free_spans(self, pid: int, spans: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Free the PTE pages of these spans that are reclaimable, and publish. Bytes as of free_ptes. NoSuchMm."""
+        with self._asked():
+            mm = self.process(pid).mm
+            empty, zero = free_spans(self._s, mm, spans)
+            mark_dirty(self._s, mm)
+            self._publish()
+        return empty * lo.PAGE, zero * lo.PAGE
+
+    def missed_spans(self, pid: int, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """bool[n]: spans whose PTE page was freed, and is neither made again nor gone with its mapping. NoSuchMm."""
+        missed = np.zeros(len(spans), dtype=np.uint8)
+        with self._asked():
+            note_missed(self._s, self.process(pid).mm, spans, missed)
+        return missed.astype(np.bool_)
 
     def set_unlocated(self, pid: int, pages: int) -> None:
         """A snapshot could not place this many PTE pages of the mm: shown, never counted as freeable."""

@@ -41,7 +41,7 @@ from pterefd.engine.layout import (
     VM_PFNMAP,
     VM_UFFD,
 )
-from pterefd.engine.tables import has_bit, next_page, page_of, put_bit
+from pterefd.engine.tables import has_bit, next_page, page_of, pmd_of, put_bit, span_index
 from pterefd.mm.profile import PF_ALIGNED, PF_EMPTY_ONLY, PF_UFFD_EXEMPT
 from pterefd.mm.vma import vma_count, vma_first, vma_record
 
@@ -214,3 +214,67 @@ def note_all_kept(s):
     """The same for every mm whose numbers are about to be published."""
     for d in range(s.g[G_NDIRTY]):
         note_kept(s, s.dirty[d])
+
+
+# ---- by span: for whoever knows which PTE pages are not needed again --------------------------------
+
+
+@kernel
+def _reclaimable(s, m, span):
+    """(PMD page, kind of PTE page) of a span whose PTE page free_ptes would free now; PMD page 0 where it would not."""
+    t = pmd_of(s, m, span)
+    if t == 0 or not has_bit(s, t, PMD_BITS, span_index(span)):
+        return 0, K_EMPTY
+    kind = kind_of(s.pte[s.pmd[t, span_index(span)], P_REF])
+    if kind == K_ZERO and s.mm[m, M_PROFILE] & PF_EMPTY_ONLY:
+        return 0, kind
+    if _always_free(s, m, span) or may_free(s, m, span):
+        return t, kind
+    return 0, kind
+
+
+@kernel
+def list_reclaimable(s, m, out):
+    """Write the spans that free_ptes would free a PTE page of into out (int64[n], addresses, ascending).
+
+    Returns their number; where it is more than n, only the first n were written.
+    """
+    n = 0
+    base = s.mm[m, M_SLOTS]
+    for h in range(s.mm[m, M_SLOTS + 1]):
+        t = s.val[base + h]
+        if s.pmd[t, PMD_RECLAIMABLE] == 0:
+            continue
+        for i in range(512):
+            span = (s.key[base + h] << SLOT_SHIFT) + (i << SPAN_SHIFT)
+            if has_bit(s, t, PMD_BITS, i) and _reclaimable(s, m, span)[0]:
+                if n < out.shape[0]:
+                    out[n] = span
+                n += 1
+    return n
+
+
+@kernel
+def free_spans(s, m, spans):
+    """Free the PTE pages of these spans (int64[n], addresses) that are empty or zero; the mmap_lock is taken for each.
+
+    Returns (empty pages freed, zero pages freed).
+    """
+    freed_empty = 0
+    freed_zero = 0
+    for k in range(spans.shape[0]):
+        t, kind = _reclaimable(s, m, spans[k])
+        if t:
+            _free_one(s, m, t, span_index(spans[k]), spans[k])
+            freed_empty += kind == K_EMPTY
+            freed_zero += kind == K_ZERO
+    s.mm[m, M_WRITE_HOLDS] += freed_empty + freed_zero
+    return freed_empty, freed_zero
+
+
+@kernel
+def note_missed(s, m, spans, out):
+    """out[k] (uint8[n]): 1 where the PTE page of span k was freed, and not made again; munmap forgets it."""
+    for k in range(spans.shape[0]):
+        t = pmd_of(s, m, spans[k])
+        out[k] = t != 0 and has_bit(s, t, PMD_FREED, span_index(spans[k]))
