@@ -51,6 +51,8 @@ ONLY_IN = {
     "mfusepy": ("pterefd/procfs/fuse_impl.py",),
     "fusepy": ("pterefd/procfs/fuse_impl.py",),
     "prometheus_client": ("pterefd/metrics.py", "pterefd/daemon.py"),
+    "matplotlib": ("pterefd/session/plots.py",),
+    "distributed": ("pterefd/session/cluster.py",),  # an extra: whoever asks for no scheduler does without
     "pluggy": ("pterefd/hookspecs.py", "pterefd/reclaim/"),
 }
 

@@ -403,11 +403,13 @@ class Host:
             self._publish()
         return empty * lo.PAGE, zero * lo.PAGE
 
-    def missed_spans(self, pid: int, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """bool[n]: spans whose PTE page was freed, and is neither made again nor gone with its mapping. NoSuchMm."""
+    def missed_spans(self, process: Process, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """bool[n]: spans whose PTE page was freed, and is neither made again nor gone with its mapping.
+
+        Precondition: called by the thread that runs the events, or with the lock held (on_teardown).
+        """
         missed = np.zeros(len(spans), dtype=np.uint8)
-        with self._asked():
-            note_missed(self._s, self.process(pid).mm, spans, missed)
+        note_missed(self._s, process.mm, spans, missed)
         return missed.astype(np.bool_)
 
     def set_unlocated(self, pid: int, pages: int) -> None:

@@ -44,5 +44,5 @@ def test_missed_spans_are_those_freed_and_not_made_again(tmp_path: Path) -> None
         [*spans(1, full=0, zero=4, empty=0), {"op": "free_ptes", "pid": 1}, fault(1, AT + SPAN, 8192, write=True)],
     )
     asked = np.array([AT + k * SPAN for k in range(5)], dtype=np.int64)
-    assert built.host.missed_spans(1, asked).tolist() == [True, False, True, True, False]
+    assert built.host.missed_spans(built.host.process(1), asked).tolist() == [True, False, True, True, False]
     assert built.host.counters(1).allocated_again == 1
