@@ -28,8 +28,6 @@ from pterefd.engine.layout import (
     M_ZERO,
     P_REF,
     PMD_BITS,
-    PMD_FREED,
-    PMD_NFREED,
     PMD_RECLAIMABLE,
     SLOT_SHIFT,
     SPAN,
@@ -41,7 +39,7 @@ from pterefd.engine.layout import (
     VM_PFNMAP,
     VM_UFFD,
 )
-from pterefd.engine.tables import has_bit, next_page, page_of, put_bit
+from pterefd.engine.tables import next_page, note_freed, page_of
 from pterefd.mm.profile import PF_ALIGNED, PF_EMPTY_ONLY, PF_UFFD_EXEMPT
 from pterefd.mm.vma import vma_count, vma_first, vma_record
 
@@ -113,9 +111,7 @@ def _free_one(s, m, t, i, span):
     s.mm[m, M_RMAP_LOCKS] += _mappings_of(s, m, span)
     free_page(s, m, t, i)
     s.mm[m, M_FREED_REQUEST] += 1
-    if not has_bit(s, t, PMD_FREED, i):
-        put_bit(s, t, PMD_FREED, i, True)
-        s.pmd[t, PMD_NFREED] += 1
+    note_freed(s, t, i)
 
 
 @kernel
