@@ -9,6 +9,7 @@ import numpy as np
 
 from pterefd.engine.arena import Limits
 from pterefd.host.host import Host
+from pterefd.host.memory import Memory
 from pterefd.mm import events as ev
 from pterefd.mm.profile import named
 
@@ -21,15 +22,16 @@ SMALL = Limits(
     files=1 << 10,
     blocks=1 << 18,
     pid_max=1 << 15,
+    shared_pages=1 << 18,
 )
 PROT = {"r": ev.PROT_READ, "w": ev.PROT_WRITE, "x": ev.PROT_EXEC, "-": 0}
 
 Event = tuple[Any, ...]  # (op, pid, addr, len, arg): arg as Batch.arg says, for mmap (prot, flags), for mremap a tuple
 
 
-def host(profile: str = "v6.18") -> Host:
+def host(profile: str = "v6.18", memory: Memory | None = None) -> Host:
     """A small empty host."""
-    return Host(named(profile), limits=SMALL)
+    return Host(named(profile), limits=SMALL, memory=memory)
 
 
 def batch(events: Iterable[Event]) -> ev.Batch:

@@ -39,6 +39,8 @@ class Limits:
     pid_max: int = 1 << 22
     large_folios: int = 1 << 21
     folio_rows: int = 1 << 21
+    shared_pages: int = 1 << 26
+    groups: int = 1 << 12
 
 
 def _reserve(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -56,6 +58,7 @@ def make_state(limits: Limits) -> State:
     g = np.zeros(lo.G_COLUMNS, dtype=np.int64)
     g[lo.G_NEXT_ANON] = 1
     g[lo.G_BLOCKS_TOP] = 1
+    g[lo.G_GROUPS] = 1
     sizes = {
         lo.POOL_MM: limits.mms,
         lo.POOL_VMA: limits.mappings,
@@ -66,6 +69,8 @@ def make_state(limits: Limits) -> State:
         lo.POOL_BLOCKS: limits.blocks,
         lo.POOL_FOLIO: limits.large_folios,
         lo.POOL_FROW: limits.folio_rows,
+        lo.POOL_SHARED: limits.shared_pages,
+        lo.POOL_AWAY: limits.pmd_pages,
     }
     for pool, size in sizes.items():
         base = lo.G_POOLS + pool * lo.POOL_COLUMNS
@@ -81,6 +86,9 @@ def make_state(limits: Limits) -> State:
         entfol=_reserve((limits.own_entries,), np.int32),
         fol=_reserve((limits.large_folios, lo.FOLIO_COLUMNS), np.int64),
         frow=_reserve((limits.folio_rows, lo.FROW_COLUMNS), np.int32),
+        shp=_reserve((limits.shared_pages, lo.SH_COLUMNS), np.int32),
+        away=_reserve((limits.pmd_pages, lo.AWAY_COLUMNS), np.int32),
+        grp=_reserve((limits.groups, lo.GRP_COLUMNS), np.int64),
         obj=_reserve((limits.files, lo.OBJ_COLUMNS), np.int64),
         key=_reserve((limits.blocks,), np.int64),
         val=_reserve((limits.blocks,), np.int64),

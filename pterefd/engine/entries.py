@@ -2,14 +2,20 @@
 
 A PTE page is named by its PMD page t, its index i there and its record p. A page whose 512 entries
 are alike stores none: S.pte[p, P_ENT] is minus their code. Other pages have a row of S.ent, which
-fork shares until one side writes; a row with entries that map large folios is never shared.
+fork shares until one side writes; a row with entries that map large folios is never shared. Where memory is accounted
+a uniform page of anonymous memory gets a row when fork shares it.
 """
 
 from __future__ import annotations
 
-from pterefd.engine.folios import leave, shed, unmap_folio
+from pterefd.engine.charge import charge
+from pterefd.engine.folios import leave, share_row, shed, unmap_folio
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
+    AWAY_CLASSES,
+    C_DUP_ANON,
+    C_DUP_SWAP,
+    E_ANON,
     E_CODE,
     E_GUARD,
     E_HUGE,
@@ -21,12 +27,16 @@ from pterefd.engine.layout import (
     E_ZERO,
     FOLIO_SHIFT,
     FROW_COUNT,
+    G_ACCOUNT,
+    G_AWAY,
+    G_NOW,
     K_DATA,
     K_EMPTY,
     K_MIXED,
     K_NO_PAGE,
     K_ZERO,
     M_AGAIN,
+    M_AWAY,
     M_E,
     M_EMPTY,
     M_MIXED,
@@ -36,12 +46,15 @@ from pterefd.engine.layout import (
     M_PEAK_RECLAIMABLE,
     M_PEAK_TABLES,
     M_REF_UPDATES,
+    M_SINCE,
+    M_SWAP_INS,
     M_WALKS,
     M_ZERO,
     N_STATES,
     P_ENT,
     P_REF,
     PMD_ATOMIC,
+    PMD_AWAY,
     PMD_BITS,
     PMD_FREED,
     PMD_NFREED,
@@ -90,6 +103,11 @@ def note_kind(s, m, t, i, old, new):
         word = PMD_BITS + (i >> 5)
         s.pmd[t, word] ^= 1 << (i & 31)
         s.pmd[t, PMD_RECLAIMABLE] += 1 if now else -1
+        left = s.mm[m, M_EMPTY] + s.mm[m, M_ZERO]
+        if left == 0:
+            s.mm[m, M_SINCE] = 0
+        elif now and left == 1:
+            s.mm[m, M_SINCE] = max(s.g[G_NOW], 1)
     if now and old != K_NO_PAGE:
         # a page that is just made is empty for a moment only
         s.mm[m, M_PEAK_RECLAIMABLE] = max(s.mm[m, M_PEAK_RECLAIMABLE], s.mm[m, M_EMPTY] + s.mm[m, M_ZERO])
@@ -105,6 +123,13 @@ def _note_made(s, m, t, i):
         s.pmd[t, PMD_FREED + word] &= ~bit
         s.pmd[t, PMD_NFREED] -= 1
         s.mm[m, M_AGAIN] += 1
+        away = max(s.g[G_NOW] // 1000000 - s.away[s.pmd[t, PMD_AWAY], i], 0)
+        s.mm[m, M_AWAY] += 1000000 * away
+        c = 0
+        while away >> c and c < AWAY_CLASSES - 1:
+            c += 1
+        s.g[G_AWAY + c] += 1
+        s.away[s.pmd[t, PMD_AWAY], i] = -1
 
 
 @kernel
@@ -139,14 +164,20 @@ def free_page(s, m, t, i):
     ref = s.pte[p, P_REF]
     e = s.pte[p, P_ENT]
     if e > 0:
+        anon = s.mm[m, M_E + E_ANON]
+        swap = s.mm[m, M_E + E_SWAP]
         for j in range(512):
             s.mm[m, M_E + (s.ent[e, j] & E_STATE)] -= 1
-        leave_all(s, m, e)
+        if s.entref[e] == 1:
+            leave_all(s, m, e)
+        elif s.g[G_ACCOUNT]:
+            charge(s, m, C_DUP_ANON, s.mm[m, M_E + E_ANON] - anon)
+            charge(s, m, C_DUP_SWAP, s.mm[m, M_E + E_SWAP] - swap)
         drop_ent(s, e)
     elif e < 0:
         s.mm[m, M_E + (-e & E_STATE)] -= 512
         if -e & E_STATE == E_HUGE:
-            unmap_folio(s, -e >> FOLIO_SHIFT, m, 1)
+            unmap_folio(s, -e >> FOLIO_SHIFT, m, 1, 512)
     note_kind(s, m, t, i, kind_of(ref), K_NO_PAGE)
     s.pmd[t, i] = 0
     s.pmd[t, PMD_PAGES] -= 1
@@ -203,6 +234,8 @@ def own_row(s, p):
     if e > 0:
         for j in range(512):
             s.ent[x, j] = s.ent[e, j]
+        if s.g[G_ACCOUNT]:
+            share_row(s, e, x)
         drop_ent(s, e)
     else:
         for j in range(512):
@@ -243,6 +276,8 @@ def apply_one(s, m, t, i, p, j, transition):
     if new == old:
         return False
     s.mm[m, M_REF_UPDATES] += REF_UPDATES[transition, old]
+    if old & E_STATE == E_SWAP and new & E_STATE == E_ANON:
+        s.mm[m, M_SWAP_INS] += 1
     set_entry(s, m, t, i, p, j, new)
     return (old ^ new) & E_STATE != 0
 
@@ -272,6 +307,8 @@ def _apply_uniform(s, m, t, i, p, transition, state):
     """All 512 entries of a uniform page."""
     new = TRANSITIONS[transition, state]
     s.mm[m, M_REF_UPDATES] += 512 * REF_UPDATES[transition, state]
+    if state & E_STATE == E_SWAP and new & E_STATE == E_ANON:
+        s.mm[m, M_SWAP_INS] += 512
     s.mm[m, M_E + (state & E_STATE)] -= 512
     s.mm[m, M_E + (new & E_STATE)] += 512
     old_ref = s.pte[p, P_REF]
@@ -304,6 +341,7 @@ def apply(s, m, t, i, p, begin, end, transition):
     touched = False
     changed = 0
     updates = 0
+    swap_ins = 0
     for j in range(begin, end):
         old = s.ent[x, j]
         new = TRANSITIONS[transition, old]
@@ -311,12 +349,14 @@ def apply(s, m, t, i, p, begin, end, transition):
             touched = True
             changed += (old ^ new) & E_STATE != 0
             updates += REF_UPDATES[transition, old]
+            swap_ins += old & E_STATE == E_SWAP and new & E_STATE == E_ANON
             s.ent[x, j] = new
             s.tmp[old & E_STATE] -= 1
             s.tmp[new & E_STATE] += 1
     if not touched:
         return 0
     s.mm[m, M_REF_UPDATES] += updates
+    s.mm[m, M_SWAP_INS] += swap_ins
     if s.entfol[x]:
         shed(s, m, x, begin, end)
     for state in range(1, N_STATES):

@@ -35,6 +35,7 @@ from pterefd.engine.layout import (
     FOLIO_SHIFT,
     FROW_OWNED,
     FROW_SHIFT,
+    G_ACCOUNT,
     K_DATA,
     K_ZERO,
     M_E,
@@ -76,8 +77,8 @@ def make_huge_zero(s, m, t, i):
 @kernel
 def _take_new_folio(s, m, p, span):
     """The record maps a new folio, exclusively."""
-    f = new_folio(s, PMD_ORDER, span)
-    map_folio(s, f, m, 1)
+    f = new_folio(s, m, PMD_ORDER, span)
+    map_folio(s, f, m, 1, 512)
     s.pte[p, P_ENT] = -(E_HUGE | E_OWNED | f << FOLIO_SHIFT)
     return f
 
@@ -120,8 +121,8 @@ def split_pmd(s, m, t, i):
     s.mm[m, M_E + E_HUGE] -= 512
     s.mm[m, M_E + E_ANON] += 512
     s.mm[m, M_REF_UPDATES] += 512
-    map_folio(s, f, m, 512)
-    unmap_folio(s, f, m, 1)
+    map_folio(s, f, m, 512, 512)
+    unmap_folio(s, f, m, 1, 512)
 
 
 @kernel
@@ -165,7 +166,7 @@ def share_huge(s, m, p, c, u, i):
         shared = -(-e & ~E_OWNED)
         s.pte[p, P_ENT] = shared
         s.pte[q, P_ENT] = shared
-        map_folio(s, folio_of(s, p), c, 1)
+        map_folio(s, folio_of(s, p), c, 1, 512)
 
 
 @kernel
@@ -192,8 +193,10 @@ def collapse_page(s, m, t, i, span):
 
 @kernel
 def cow_entries(s, m, p, begin, end):
-    """A write to entries [begin, end) that map pages of large folios: reused or copied."""
+    """A write to entries [begin, end) that map pages which others may map too: reused or copied."""
     x = s.pte[p, P_ENT]
+    if x > 0 and s.entref[x] > 1 and s.g[G_ACCOUNT]:
+        x = own_row(s, p)
     if x <= 0 or s.entfol[x] == 0:
         return
     for j in range(begin, end):
@@ -209,8 +212,8 @@ def make_block(s, m, t, i, begin, end, span):
     order = 0
     while 1 << order < end - begin:
         order += 1
-    f = new_folio(s, order, span)
-    map_folio(s, f, m, end - begin)
+    f = new_folio(s, m, order, span)
+    map_folio(s, f, m, end - begin, end - begin)
     x = own_row(s, p)
     for j in range(begin, end):
         s.ent[x, j] = E_ANON | E_BLANK

@@ -66,12 +66,25 @@ F_LAZY = 25  # MADV_FREE has made the whole folio lazyfree (not PG_swapbacked)
 FOLIO_COLUMNS = 26
 F_NEXT = F_ORDER
 
-# ---- S.frow[r]: which folio's page each entry of a PTE page maps: folio, FROW_OWNED, page in the folio; 0 none ----
+# ---- S.frow[r]: which folio's page each entry of a PTE page maps: folio, FROW_OWNED, page in the folio; 0 none;
+# < 0: minus twice the record of S.shp of a small page that several PTE pages may map, less 1 where it is in swap ----
 FROW_PAGE = 0x1FF
 FROW_OWNED = 0x200  # PageAnonExclusive
 FROW_SHIFT = 10
 FROW_COUNT = 512  # column: entries that are not 0
 FROW_COLUMNS = 514
+
+# ---- S.shp[h]: a small anonymous page, or its swap slot, that fork has given to several PTE pages ---------
+SH_PAGES = 0  # rows of S.ent in which an entry maps the page
+SH_SLOTS = 1  # rows of S.ent in which an entry holds its swap slot
+SH_COLUMNS = 2
+SH_NEXT = SH_PAGES
+
+# ---- S.away[w]: when the PTE page of each span of a PMD page was freed, ms of the host's clock; 0 it was not;
+# -1 it was made again ----
+AWAY_COLUMNS = 512
+AWAY_NEXT = 0
+AWAY_CLASSES = 32  # of how long PTE pages stayed away: class c counts those of less than 2**c ms
 
 # ---- S.pmd[t]: one PMD page: 512 PTE page indices (0 none), then bits, one a span -----------------
 PMD_BITS = 512
@@ -80,6 +93,7 @@ PMD_PAGES = 529  # number of PTE pages
 PMD_FREED = 530  # 16 columns of bits: the span's PTE page was freed, not by munmap
 PMD_NFREED = 546  # number of those bits set
 PMD_ATOMIC = 547  # 16 columns of bits: percpu-2022, the PTE page's percpu_ref is in atomic mode
+PMD_AWAY = 563  # record of S.away, 0 while no PTE page was freed here
 PMD_COLUMNS = 564
 PMD_NEXT = 0
 
@@ -136,7 +150,14 @@ O_SIZE = 1  # bytes, -1 unknown
 O_KNOWN = 2  # 1: O_CACHED tells which pages are in the page cache; 0: all are taken to be
 O_CACHED = 3  # block of cached runs: first page -> end page (3 columns)
 O_REFS = 6
-OBJ_COLUMNS = 8
+O_CHARGED = 7  # block of runs, as O_CACHED: pages that are in the host's memory
+O_EVICTED = 10  # block of runs: pages that reclaim took; of shared memory they are in swap
+O_NCHARGED = 13  # pages in O_CHARGED
+O_NEVICTED = 14  # pages in O_EVICTED
+O_GROUP = 15  # the group that they are charged to: whose mm touched the object first
+O_TOUCHED = 16  # ns: when a page was last charged
+O_COMMITTED = 17  # pages that count as committed (shmem_acct_size)
+OBJ_COLUMNS = 18
 O_NEXT = 0
 OBJ_FILE = 0
 OBJ_SHMEM = 1
@@ -190,8 +211,20 @@ M_REF_UPDATES = 72  # changes of a pte_refcount: entries set and cleared
 M_WALKS = 73  # pte_offset_map of walkers, those of faults apart: M_FAULTS
 M_RMAP_LOCKS = 74  # rmap locks that keep others off the PTE pages freed on request: a mapping of their span each
 M_WRITE_HOLDS = 75  # mmap_lock taken for writing to free PTE pages
-MM_COLUMNS = 80
+M_GROUP = 76  # record of S.grp
+M_SEEN_ANON = 77  # anonymous pages, swap entries, page-table pages that its group has been told of
+M_SEEN_SWAP = 78
+M_SEEN_TABLES = 79
+M_MAJOR = 80  # faults that had to read a page
+M_SWAP_INS = 81  # pages of them that came from swap
+M_SINCE = 82  # ns: from when on it has had reclaimable PTE pages without a break
+M_AWAY = 83  # ns, summed up: how long PTE pages stayed away that were freed short of munmap, and made again
+M_HAND = 84  # address at which reclaim goes on
+M_COMMITTED = 85  # pages of its mappings with VM_ACCOUNT
+M_REFUSED = 86  # mappings that the host refused it
+MM_COLUMNS = 88
 M_NEXT = 3
+KILLED = -1  # in S.pids: the OOM killer took the mm of that pid
 
 # ---- M_THP: what the machine gives an mm (/sys/kernel/mm/transparent_hugepage) -----------------------
 THP_ORDERS = 0x3FF  # bit n: folios of order n for every mapping; 9 is the PMD's
@@ -212,7 +245,19 @@ G_BLOCKS_TOP = 6
 G_CLASS = 8  # 32 columns: free blocks by size class
 G_POOLS = 40  # per pool: top (first never used), free list's head, in use, capacity
 POOL_COLUMNS = 4
-POOL_MM, POOL_VMA, POOL_PMD, POOL_PTE, POOL_ENT, POOL_OBJ, POOL_BLOCKS, POOL_FOLIO, POOL_FROW = range(9)
+(
+    POOL_MM,
+    POOL_VMA,
+    POOL_PMD,
+    POOL_PTE,
+    POOL_ENT,
+    POOL_OBJ,
+    POOL_BLOCKS,
+    POOL_FOLIO,
+    POOL_FROW,
+    POOL_SHARED,
+    POOL_AWAY,
+) = range(11)
 POOL_NAMES = (
     "mms",
     "mappings",
@@ -223,8 +268,38 @@ POOL_NAMES = (
     "blocks",
     "large folios",
     "PTE pages that map large folios",
+    "small pages that fork has shared",
+    "PMD pages in which PTE pages were freed",
 )
-G_COLUMNS = 80
+G_NOW = 84  # ns: the time of the event that runs
+G_ACCOUNT = 85  # 1: memory is accounted (S.grp)
+G_GROUPS = 86  # groups in use, the host itself as 0 among them
+G_DONE = 87  # bytes of the event at which run_events stopped that have been run
+G_LOST = 88  # events of an mm that the OOM killer took, accesses to memory that was refused
+G_COMMITTED = 89  # pages, as the kernel's vm_committed_as
+G_OVERCOMMIT = 90  # overcommit_memory
+G_COMMIT_LIMIT = 91  # pages: vm_commit_limit, less what is kept for administrators
+G_TOTAL = 92  # pages of memory and swap
+G_MAX_MAP_COUNT = 93
+G_REFUSED_MAPS = 94  # mappings that were refused
+G_USER_RESERVE = 95  # pages: user_reserve_kbytes
+G_AWAY = 96  # AWAY_CLASSES columns: PTE pages made again, by how long they were away
+G_COLUMNS = 128
+
+# ---- S.grp[g]: what a group's mms hold, in pages; group 0 is the whole host --------------------------
+C_ANON = 0  # entries that map anonymous pages, those of large folios too
+C_SWAP = 1  # swap entries
+C_TABLES = 2  # page-table pages
+C_DUP_ANON = 3  # of C_ANON: entries beyond the first that map the same small page
+C_DUP_SWAP = 4  # of C_SWAP: entries beyond the first that hold the same swap slot
+C_FOLIO_ENTRIES = 5  # of C_ANON: entries that map pages of large folios
+C_FOLIO_PAGES = 6  # pages of these folios
+C_FILE = 7  # page cache
+C_SHMEM = 8  # pages of shared memory
+C_SHMEM_SWAP = 9  # ... that are in swap
+C_STOP = 10  # run_events stops where more pages than this are in use
+C_LIMIT = 11  # memory.max, 0 none
+GRP_COLUMNS = 12
 
 # ---- transitions: what an operation makes of an entry's code, by operation -----------------------
 (
@@ -243,8 +318,9 @@ G_COLUMNS = 80
     T_FILL_SHMEM,
     T_FILL_PFN,
     T_POPULATE,
+    T_LAZY,
     T_SET,
-) = range(16)
+) = range(17)
 N_TRANSITIONS = T_SET + N_STATES  # T_SET + state: becomes that state whatever it was
 
 
@@ -276,6 +352,10 @@ def _transitions() -> np.ndarray:
     table[T_DROP, anon] = E_NONE  # whether it was clean is known to the folio, so the trace is believed
     table[T_DROP, E_FILE] = E_NONE
     table[T_DROP, E_SHMEM] = E_NONE
+
+    for code in anon:
+        if code & E_LAZY:
+            table[T_LAZY, code] = E_NONE  # reclaim: clean MADV_FREE pages alone
 
     table[T_GUARD] = E_GUARD
     table[T_UNGUARD, E_GUARD] = E_NONE

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
+    AWAY_COLUMNS,
+    AWAY_NEXT,
     F_NEXT,
     FOLIO_COLUMNS,
     FROW_COLUMNS,
@@ -18,8 +20,10 @@ from pterefd.engine.layout import (
     O_NEXT,
     OBJ_COLUMNS,
     P_NEXT,
+    PMD_AWAY,
     PMD_COLUMNS,
     PMD_NEXT,
+    POOL_AWAY,
     POOL_COLUMNS,
     POOL_ENT,
     POOL_FOLIO,
@@ -28,7 +32,10 @@ from pterefd.engine.layout import (
     POOL_OBJ,
     POOL_PMD,
     POOL_PTE,
+    POOL_SHARED,
     POOL_VMA,
+    SH_COLUMNS,
+    SH_NEXT,
     V_NEXT,
 )
 
@@ -119,7 +126,20 @@ def take_pmd(s):
 
 @kernel
 def give_pmd(s, t):
+    _give(s, POOL_AWAY, s.away, AWAY_NEXT, s.pmd[t, PMD_AWAY])
     _give(s, POOL_PMD, s.pmd, PMD_NEXT, t)
+
+
+@kernel
+def away_of(s, t):
+    """The record of S.away of PMD page t, made where missing."""
+    w = s.pmd[t, PMD_AWAY]
+    if w == 0:
+        w = _take(s, POOL_AWAY, s.away, AWAY_NEXT)
+        for c in range(AWAY_COLUMNS):
+            s.away[w, c] = 0
+        s.pmd[t, PMD_AWAY] = w
+    return w
 
 
 @kernel
@@ -187,3 +207,17 @@ def take_frow(s):
 @kernel
 def give_frow(s, r):
     _give(s, POOL_FROW, s.frow, 0, r)
+
+
+@kernel
+def take_shared(s):
+    """A record of a small page that several may map: nobody does yet."""
+    h = _take(s, POOL_SHARED, s.shp, SH_NEXT)
+    for c in range(SH_COLUMNS):
+        s.shp[h, c] = 0
+    return h
+
+
+@kernel
+def give_shared(s, h):
+    _give(s, POOL_SHARED, s.shp, SH_NEXT, h)

@@ -11,6 +11,15 @@ from pterefd.engine.layout import G_NDIRTY, M_DIRTY, MM_COLUMNS
 
 
 @kernel
+def mark_dirty(s, m):
+    """The mm's numbers are to be published."""
+    if s.mm[m, M_DIRTY] == 0:
+        s.mm[m, M_DIRTY] = 1
+        s.dirty[s.g[G_NDIRTY]] = m
+        s.g[G_NDIRTY] += 1
+
+
+@kernel
 def publish(s, seq, rows):
     """Copy the rows of dirty mms from s.mm to rows (int64[mms, MM_COLUMNS]). The list stays for the caller."""
     seq[0] += 1

@@ -43,6 +43,9 @@ TABLES: dict[str, tuple[type, int]] = {
     "entfol": (np.int32, 0),
     "fol": (np.int64, lo.FOLIO_COLUMNS),
     "frow": (np.int32, lo.FROW_COLUMNS),
+    "shp": (np.int32, lo.SH_COLUMNS),
+    "away": (np.int32, lo.AWAY_COLUMNS),
+    "grp": (np.int64, lo.GRP_COLUMNS),
     "obj": (np.int64, lo.OBJ_COLUMNS),
     "key": (np.int64, 0),
     "val": (np.int64, 0),
@@ -54,15 +57,17 @@ TABLES: dict[str, tuple[type, int]] = {
 
 @dataclass(slots=True)
 class State:
-    """A host's tables. Index 0 of mm, vma, pmd, pte, ent, fol, frow and obj is never a record: 0 means none.
+    """A host's tables. Index 0 of mm, vma, pmd, pte, ent, fol, frow, shp, away and obj is no record: 0 is none.
 
     g       int64[G_COLUMNS]: numbers of the whole host
     mm      int64[mms, MM_COLUMNS]          vma  int64[mappings, VMA_COLUMNS]
     pmd     int32[PMD pages, PMD_COLUMNS]   pte  int32[PTE pages, PTE_COLUMNS]
     ent     uint8[n, 512]: entries of PTE pages that are not uniform
     entref  int32[n]: PTE pages that share the row of ent; next free one where unused
-    entfol  int32[n]: the row of frow beside the row of ent; 0 where no entry maps a large folio
+    entfol  int32[n]: the row of frow beside the row of ent; 0 where no entry maps a large folio or a shared page
     fol     int64[folios, FOLIO_COLUMNS]    frow  int32[n, FROW_COLUMNS]
+    shp     int32[shared pages, SH_COLUMNS] away  int32[n, AWAY_COLUMNS]
+    grp     int64[groups, GRP_COLUMNS]: what the mms of a group hold; 0 is the host
     obj     int64[files, OBJ_COLUMNS]
     key     int64[blocks]: sorted keys ...  val  int64[blocks]: ... and their values
     pids    int32[pid_max]: pid -> mm, 0 none
@@ -80,6 +85,9 @@ class State:
     entfol: Array
     fol: Array
     frow: Array
+    shp: Array
+    away: Array
+    grp: Array
     obj: Array
     key: Array
     val: Array

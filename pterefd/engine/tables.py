@@ -15,6 +15,7 @@ from pterefd.engine.layout import (
     E_HUGE,
     E_NONE,
     E_SHMEM,
+    G_NOW,
     M_E,
     M_NPMD,
     M_NPUD,
@@ -30,7 +31,7 @@ from pterefd.engine.layout import (
     SPAN,
     SPAN_SHIFT,
 )
-from pterefd.engine.pools import give_pmd, take_pmd
+from pterefd.engine.pools import away_of, give_pmd, take_pmd
 
 
 @inline
@@ -187,6 +188,15 @@ def put_bit(s, t, column, i, on):
     word = column + (i >> 5)
     bit = 1 << (i & 31)
     s.pmd[t, word] = s.pmd[t, word] | bit if on else s.pmd[t, word] & ~bit
+
+
+@kernel
+def note_freed(s, t, i):
+    """The PTE page at t, i was freed, not by munmap: remembered, should the span need one again."""
+    if not has_bit(s, t, PMD_FREED, i):
+        put_bit(s, t, PMD_FREED, i, True)
+        s.pmd[t, PMD_NFREED] += 1
+    s.away[away_of(s, t), i] = s.g[G_NOW] // 1000000
 
 
 @kernel

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pterefd.engine import layout as lo
+from pterefd.engine.charge import anon_pages, swap_pages
 from pterefd.engine.state import State
 
 
@@ -73,8 +74,8 @@ def validate_folios(s: State, mms: Sequence[int]) -> None:
                     row = s.frow[int(s.entfol[e])]
                     members = row[:512][row[:512] != 0]
                     if int(row[lo.FROW_COUNT]) != len(members):
-                        raise ValidationError(f"mm {m}: {len(members)} entries of a page map large folios, not as kept")
-                    truth.update((members >> lo.FROW_SHIFT).tolist())
+                        raise ValidationError(f"mm {m}: {len(members)} entries of a page map folios, not as kept")
+                    truth.update((members[members > 0] >> lo.FROW_SHIFT).tolist())
     for f, maps in truth.items():
         if int(s.fol[f, lo.F_MAPS]) != maps:
             raise ValidationError(f"folio {f}: {int(s.fol[f, lo.F_MAPS])} mappings are kept, recounted {maps}")
@@ -106,3 +107,97 @@ def validate_mm(s: State, m: int) -> None:
         total += (end - start) >> 12
     if total != int(s.mm[m, lo.M_TOTAL_VM]):
         raise ValidationError(f"mm {m}: total_vm is kept as {int(s.mm[m, lo.M_TOTAL_VM])}, recounted {total}")
+
+
+class _Held:
+    """What a group holds, each page once: filled by looking at every entry."""
+
+    def __init__(self) -> None:
+        self.anon = 0  # pages that one entry maps, or entries of one row
+        self.swap = 0
+        self.shared: set[int] = set()  # records of S.shp
+        self.slots: set[int] = set()
+        self.folios: set[int] = set()
+
+    def pages(self, s: State) -> int:
+        return self.anon + len(self.shared) + sum(1 << int(s.fol[f, lo.F_ORDER]) for f in self.folios)
+
+
+def _look_at(s: State, p: int, held: _Held, rows: set[int], counts: Counter[tuple[int, int]]) -> None:
+    """The anonymous pages and swap slots of one PTE page."""
+    e = int(s.pte[p, lo.P_ENT])
+    if e <= 0:
+        state = -e & lo.E_STATE
+        held.anon += 512 * (state == lo.E_ANON)
+        held.swap += 512 * (state == lo.E_SWAP)
+        if state == lo.E_HUGE:
+            held.folios.add(-e >> lo.FOLIO_SHIFT)
+        return
+    if e in rows:
+        return
+    rows.add(e)
+    members = s.frow[int(s.entfol[e])][:512].tolist() if s.entfol[e] else [0] * 512
+    for state, v in zip((s.ent[e] & lo.E_STATE).tolist(), members, strict=True):
+        if v < 0:
+            slot = -v & 1
+            if state != (lo.E_SWAP if slot else lo.E_ANON):
+                raise ValidationError(f"shared page {-v >> 1}: an entry of state {state} is counted as {slot}")
+            counts[-v >> 1, slot] += 1
+            (held.slots if slot else held.shared).add(-v >> 1)
+        elif v > 0:
+            held.folios.add(v >> lo.FROW_SHIFT)
+        else:
+            held.anon += state == lo.E_ANON
+            held.swap += state == lo.E_SWAP
+
+
+def validate_groups(s: State, mms: Sequence[int]) -> None:
+    """Raise ValidationError where what the groups are charged is not what these mms (all, settled) and objects hold."""
+    groups = range(int(s.g[lo.G_GROUPS]))
+    held = {g: _Held() for g in groups}
+    rows: set[int] = set()
+    counts: Counter[tuple[int, int]] = Counter()
+    for m in mms:
+        g = int(s.mm[m, lo.M_GROUP])
+        for t in _block(s, m, lo.M_SLOTS)[1].tolist():
+            for p in s.pmd[t][:512][s.pmd[t][:512] != 0].tolist():
+                _look_at(s, p, held[g], rows, counts)
+    for (h, slot), n in counts.items():
+        if int(s.shp[h, slot]) != n:
+            raise ValidationError(f"shared page {h}: {int(s.shp[h, slot])} rows are kept, recounted {n}")
+    used = int(s.g[lo.G_POOLS + lo.POOL_SHARED * lo.POOL_COLUMNS + 2])
+    if used != len({h for h, _ in counts}):
+        raise ValidationError(f"{used} shared pages are kept, {len({h for h, _ in counts})} are held")
+    objects = {g: [0, 0, 0] for g in groups}
+    for o in range(1, int(s.g[lo.G_POOLS + lo.POOL_OBJ * lo.POOL_COLUMNS])):
+        if s.obj[o, lo.O_REFS] <= 0:
+            continue
+        charged, evicted = (_run_pages(s, o, column) for column in (lo.O_CHARGED, lo.O_EVICTED))
+        if (charged, evicted) != (int(s.obj[o, lo.O_NCHARGED]), int(s.obj[o, lo.O_NEVICTED])):
+            raise ValidationError(f"object {o}: {charged} pages charged, {evicted} evicted, not as kept")
+        shmem = int(s.obj[o, lo.O_KIND]) == lo.OBJ_SHMEM
+        each = (0, charged, evicted) if shmem else (charged, 0, 0)
+        for column, n in enumerate(each):
+            objects[int(s.obj[o, lo.O_GROUP])][column] += n
+    for g in groups:
+        parts = [g] if g else list(groups)
+        truth = {
+            "anon": sum(held[part].pages(s) for part in parts),
+            "swap": sum(held[part].swap + len(held[part].slots) + objects[part][2] for part in parts),
+            "file": sum(objects[part][0] for part in parts),
+            "shmem": sum(objects[part][1] for part in parts),
+        }
+        kept = {
+            "anon": int(anon_pages(s, g)),
+            "swap": int(swap_pages(s, g)),
+            "file": int(s.grp[g, lo.C_FILE]),
+            "shmem": int(s.grp[g, lo.C_SHMEM]),
+        }
+        if kept != truth:
+            raise ValidationError(f"group {g}: charged {kept}, recounted {truth}")
+
+
+def _run_pages(s: State, o: int, column: int) -> int:
+    """Pages in the runs of one of an object's blocks."""
+    position, length = int(s.obj[o, column]), int(s.obj[o, column + 1])
+    return int((s.val[position : position + length] - s.key[position : position + length]).sum())

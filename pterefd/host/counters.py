@@ -16,6 +16,9 @@ class MmCounters(NamedTuple):
     PAGE_IS_PFNZERO does.
     anon_huge_bytes (AnonHugePages) is part of anon_bytes.
     freed_by_itself .. mmap_write_holds are what the profile's way of freeing costs: docs/costs.md.
+    major_faults: faults that had to read a page, swap_ins those from swap, where the host accounts memory.
+    away_ns: how long, summed up, the PTE pages of allocated_again had been away.
+    reclaimable_since_ns: the trace's time from which on it has had empty or zero PTE pages without a break, else 0.
     """
 
     pgtables_bytes: int
@@ -56,6 +59,10 @@ class MmCounters(NamedTuple):
     walker_pairs: int
     rmap_locks: int
     mmap_write_holds: int
+    major_faults: int
+    swap_ins: int
+    away_ns: int
+    reclaimable_since_ns: int
 
     @property
     def reclaimable_pt_bytes(self) -> int:
@@ -122,4 +129,8 @@ def from_row(row: Any) -> MmCounters:
         walker_pairs=r[lo.M_WALKS] + r[lo.M_FAULTS],
         rmap_locks=r[lo.M_RMAP_LOCKS],
         mmap_write_holds=r[lo.M_WRITE_HOLDS],
+        major_faults=r[lo.M_MAJOR] + r[lo.M_SWAP_INS],
+        swap_ins=r[lo.M_SWAP_INS],
+        away_ns=r[lo.M_AWAY],
+        reclaimable_since_ns=r[lo.M_SINCE],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,13 +15,16 @@ import numpy.typing as npt
 
 from pterefd.engine import layout as lo
 from pterefd.engine.arena import Limits, make_state
+from pterefd.engine.charge import settle_all, slack
 from pterefd.engine.pools import take_obj
-from pterefd.engine.publish import forget_dirty, publish
-from pterefd.engine.validate import validate_folios, validate_mm
+from pterefd.engine.publish import forget_dirty, mark_dirty, publish
+from pterefd.engine.validate import validate_folios, validate_groups, validate_mm
 from pterefd.errors import BadInput, NoSuchMm
 from pterefd.hookspecs import Kinds
 from pterefd.host import counters, maps
 from pterefd.host.counters import MmCounters
+from pterefd.host.memory import Kill, Memory, Usage, default_min_free_kbytes, oom_badness, oom_score
+from pterefd.host.pressure import OnPressure, Pressure
 from pterefd.host.process import Process
 from pterefd.host.ranking import Ranking
 from pterefd.host.view import KEPT, RECLAIMABLE, HostView
@@ -35,11 +39,16 @@ from pterefd.mm.free_ptes import (
     note_missed,
     note_walk,
 )
+from pterefd.mm.overcommit import enough_memory, refuse
 from pterefd.mm.profile import Profile
-from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, mark_dirty, run_events
+from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSURE, run_events
 
 SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
+
+_STOP_SESSION = -1  # beside STOP_*: the event is the session's
+_LIFE = (ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT, ev.OP_THP)
+_AMPLE_PAGES = 1 << 30  # totalpages where nothing is accounted: every score is that of a small task
 
 _KINDS_OF_OBJECT = (
     ("[vdso]", lo.OBJ_VDSO),
@@ -59,6 +68,13 @@ def kind_of_path(path: str) -> int:
     return -1 if path.startswith("[") else lo.OBJ_FILE
 
 
+def _events_of(row: npt.NDArray[np.int64]) -> Counter[str]:
+    """What an mm's row adds to vmstat."""
+    swap_ins = int(row[lo.M_SWAP_INS])
+    faults = int(row[lo.M_FAULTS])
+    return Counter(pgfault=faults, pgmajfault=int(row[lo.M_MAJOR]) + swap_ins, pswpin=swap_ins)
+
+
 class EventError(BadInput):
     """An event that stops a host. index: from 0 in its trace."""
 
@@ -71,12 +87,15 @@ class EventError(BadInput):
 class Host:
     """A machine of simulated mms.
 
-    on_teardown(process, counters) is called just before an mm goes (exit, exec), with the lock held.
+    on_teardown(process, counters) is called just before an mm goes (exit, exec, kill), with the lock held.
+    memory: what the machine has; None: as much as it takes, and nothing is accounted.
     """
 
     kind = "simulated"
 
-    def __init__(self, profile: Profile, *, limits: Limits | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, profile: Profile, *, limits: Limits | None = None, seed: int = 0, memory: Memory | None = None
+    ) -> None:
         self.profile = profile
         self.limits = limits or Limits()
         self.lock = threading.Lock()
@@ -95,6 +114,8 @@ class Host:
         # by the identity of a trace's list of paths, which is kept, so that no other list gets its identity
         self._objects: dict[int, tuple[list[str], npt.NDArray[np.int64]]] = {}
         self._rng = random.Random(seed)
+        self._ended: Counter[str] = Counter()  # faults and the like of mms that are gone
+        self._pressure = Pressure(self, self._s, memory) if memory is not None else None
 
     # ---- running events -----------------------------------------------------------------------
 
@@ -107,20 +128,27 @@ class Host:
         index = begin
         if begin < end and int(batch.pid[begin:end].max()) > self.limits.pid_max:
             raise EventError(batch.first + begin, f"a pid above {self.limits.pid_max}, the host's limit")
+        done = 0
         while index < end:
+            if self.panicked is not None:
+                self._s.g[lo.G_LOST] += end - index
+                return end
             with self.lock:
                 try:
-                    index, ours = self._run_slice(batch, index, min(end, index + SLICE_EVENTS))
+                    index, why = self._run_slice(batch, index, min(end, index + SLICE_EVENTS), done)
+                    done = int(self._s.g[lo.G_DONE])
                 finally:
                     self._publish()
-            if not ours:
+            if why == STOP_PRESSURE and self._pressure is not None:
+                self._pressure.relieve(int(batch.pid[index if done else index - 1]))
+            elif why == _STOP_SESSION:
                 break
             while self._waiting:  # locks are not fair: let whoever waits have it
                 time.sleep(0.00005)
         return index
 
-    def _run_slice(self, batch: ev.Batch, begin: int, end: int) -> tuple[int, bool]:
-        """Events [begin, end) with the lock held. Returns the index reached, and whether to go on."""
+    def _run_slice(self, batch: ev.Batch, begin: int, end: int, done: int) -> tuple[int, int]:
+        """Events [begin, end) with the lock held. Returns the index reached, and why it ended there: STOP_*."""
         objects = self._objects_of(batch)
         index = begin
         while index < end:
@@ -139,7 +167,9 @@ class Host:
                 index,
                 end,
                 not self.strict,
+                done,
             )
+            done = 0
             self._count(batch.op[start:index])
             if why == STOP_FULL:
                 pool = lo.POOL_NAMES[int(self._s.g[lo.G_FULL]) - 1]
@@ -148,14 +178,26 @@ class Host:
                 raise EventError(batch.first + index - 1, "access outside every mapping")
             if why == STOP_CORRECTED:
                 self.corrections += 1
+            elif why == STOP_PRESSURE:
+                break
             elif index < end:
                 if not self._event(batch, index):
-                    self._tick(batch, begin, index)
-                    return index, False
+                    why = _STOP_SESSION
+                    break
                 self._count(batch.op[index : index + 1])
                 index += 1
+                if self._pressure is not None and self._is_short(int(batch.pid[index - 1])):
+                    why = STOP_PRESSURE
+                    self._s.g[lo.G_DONE] = 0
+                    break
         self._tick(batch, begin, index)
-        return index, True
+        return index, why
+
+    def _is_short(self, pid: int) -> bool:
+        """Is a mark passed, of the host or of the pid's group, once all is told?"""
+        settle_all(self._s)
+        process = self._processes.get(pid)
+        return int(slack(self._s, process.mm if process is not None else 0)) < 0
 
     def _tick(self, batch: ev.Batch, begin: int, end: int) -> None:
         """The host's clock follows the events [begin, end), or the one at begin that is the session's."""
@@ -170,12 +212,16 @@ class Host:
         """An event that kernels leave to Python. False where it is the session's."""
         op, pid, arg = int(batch.op[i]), int(batch.pid[i]), int(batch.arg[i])
         now = max(int(batch.t[i]), 0)
+        self._s.g[lo.G_NOW] = max(int(self._s.g[lo.G_NOW]), now)
         if max(pid, arg if op == ev.OP_FORK else 0) > self.limits.pid_max:
             raise EventError(batch.first + i, f"a pid above {self.limits.pid_max}, the host's limit")
         if batch.err[i] and op in (ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT):
             return True  # a call that failed has made and ended nothing
+        if self._s.pids[pid] == lo.KILLED and op in _LIFE:
+            self._lose(op, pid, arg)
+            return True
         if op == ev.OP_EXEC:
-            self._exec(pid, batch.side[arg], now, batch.thp)
+            self._exec(pid, batch.side[arg], now, batch.thp, batch.group)
         elif op == ev.OP_THP:
             self._set_thp(pid, arg != 0)
         elif op == ev.OP_FORK:
@@ -189,6 +235,14 @@ class Host:
         else:
             return False
         return True
+
+    def _lose(self, op: int, pid: int, arg: int) -> None:
+        """An event of a process that the OOM killer took: its children do not start; its exit frees the pid."""
+        self._s.g[lo.G_LOST] += 1
+        if op == ev.OP_FORK:
+            self._s.pids[arg] = lo.KILLED
+        elif op == ev.OP_EXIT:
+            self._s.pids[pid] = 0
 
     def _objects_of(self, batch: ev.Batch) -> npt.NDArray[np.int64]:
         """int64: the S.obj record of each of the trace's paths; 0 for what is no object."""
@@ -213,14 +267,17 @@ class Host:
 
     # ---- processes ----------------------------------------------------------------------------
 
-    def _exec(self, pid: int, fields: dict[str, Any], now: int, thp: int) -> None:
+    def _exec(self, pid: int, fields: dict[str, Any], now: int, thp: int, group: str) -> None:
         old = self._processes.get(pid)
         if old is not None:
+            group = old.group
             thp |= int(self._s.mm[old.mm, lo.M_THP]) & lo.THP_DISABLED  # MMF_INIT_MASK: exec keeps it
             self._teardown(old)
-        mm = int(new_mm(self._s, pid, self.profile.flags, thp))
+        number = self._pressure.group_id(group) if self._pressure is not None else 0
+        mm = int(new_mm(self._s, pid, self.profile.flags, thp, number))
         given = {name: fields[name] for name in ("uid", "gid", "oom_score_adj") if fields.get(name) is not None}
-        process = Process(pid, mm, fields["comm"], list(fields.get("cmdline") or []), start_ns=now, **given)
+        cmdline = list(fields.get("cmdline") or [])
+        process = Process(pid, mm, fields["comm"], cmdline, start_ns=now, group=group, **given)
         if old is not None:
             process.ppid, process.start_ns, process.exec_number = old.ppid, old.start_ns, old.exec_number + 1
         self._appear(process)
@@ -229,6 +286,10 @@ class Host:
         parent = self._processes.get(pid)
         if parent is None:
             self._s.g[lo.G_SKIPPED] += 1
+            return
+        if self._pressure is not None and not enough_memory(self._s, 0, self._s.mm[parent.mm, lo.M_COMMITTED]):
+            refuse(self._s, parent.mm)  # dup_mmap: the child does not start
+            self._s.pids[child] = lo.KILLED
             return
         mm = int(fork(self._s, parent.mm, child))
         self._appear(parent.child(child, mm, now))
@@ -263,6 +324,7 @@ class Host:
             self.on_teardown(process, counters.from_row(self._s.mm[process.mm]))
         self._publish()  # a record in the list of changes may be another mm's next
         self.ranking.set(process.pid, 0)
+        self._ended.update(_events_of(self._s.mm[process.mm]))
         exit_mm(self._s, process.mm)
 
     # ---- publication --------------------------------------------------------------------------
@@ -280,8 +342,20 @@ class Host:
         finally:
             self.lock.release()
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The lock, for who changes something between two slices; told to the groups and published at the end."""
+        with self._asked():
+            try:
+                yield
+            finally:
+                self._publish()
+
     def _publish(self) -> None:
         s = self._s
+        if self._pressure is not None:
+            settle_all(s)
+            self._pressure.arm()
         top = int(s.g[lo.G_POOLS + lo.POOL_MM * lo.POOL_COLUMNS])
         if top > len(self._published):
             grown = np.zeros((max(top, 2 * len(self._published)), lo.MM_COLUMNS), dtype=np.int64)
@@ -334,6 +408,18 @@ class Host:
             raise NoSuchMm(f"no mm with pid {pid}")
         return counters.from_row(row)
 
+    def counters_now(self, mm: int) -> MmCounters:
+        """The numbers of an mm's record as they stand; the caller has the lock."""
+        return counters.from_row(self._s.mm[mm])
+
+    def find(self, pid: int) -> Process | None:
+        """The process of a pid, None where there is none."""
+        return self._processes.get(pid)
+
+    def living(self) -> list[Process]:
+        """All processes, in no order."""
+        return list(self._processes.copy().values())
+
     def vmas(self, pid: int) -> list[maps.VmaRow]:
         """The mm's mappings, in order. Takes the lock."""
         with self._asked():
@@ -356,7 +442,101 @@ class Host:
         with self._asked():
             for process in self._processes.values():
                 validate_mm(self._s, process.mm)
-            validate_folios(self._s, [process.mm for process in self._processes.values()])
+            mms = [process.mm for process in self._processes.values()]
+            validate_folios(self._s, mms)
+            if self._pressure is not None:
+                settle_all(self._s)
+                validate_groups(self._s, mms)
+
+    # ---- memory -------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> Memory | None:
+        """What the machine has; None where nothing is accounted."""
+        return self._pressure.memory if self._pressure is not None else None
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups that the host has."""
+        return self._pressure.groups if self._pressure is not None else []
+
+    def usage(self, group: str | None = None) -> Usage:
+        """What the host (None) or a group holds. BadInput where there is no such group, or nothing is accounted."""
+        if self._pressure is None:
+            raise BadInput("this host accounts no memory: [host] memory is not set")
+        return self._pressure.usage(group)
+
+    @property
+    def on_pressure(self) -> OnPressure | None:
+        """Who is asked for page tables at the low mark and before a kill."""
+        return self._pressure.on_pressure if self._pressure is not None else None
+
+    @on_pressure.setter
+    def on_pressure(self, ask: OnPressure | None) -> None:
+        if self._pressure is not None:
+            self._pressure.on_pressure = ask
+
+    @property
+    def kills(self) -> list[Kill]:
+        """What the OOM killer has done, in order."""
+        return list(self._pressure.kills) if self._pressure is not None else []
+
+    @property
+    def panicked(self) -> str | None:
+        """Why the machine has panicked; its events are lost from then on."""
+        return self._pressure.panicked if self._pressure is not None else None
+
+    @property
+    def lost(self) -> int:
+        """Events of mms that were killed or mappings that were refused."""
+        return int(self._s.g[lo.G_LOST])
+
+    @property
+    def vmstat(self) -> dict[str, int]:
+        """Counts since the start, by the kernel's names; refused_maps is pterefd's own."""
+        counts = self._ended.copy()
+        for process in self.living():
+            counts.update(_events_of(self._s.mm[process.mm]))
+        if self._pressure is not None:
+            counts.update(self._pressure.vmstat)
+        counts["refused_maps"] = int(self._s.g[lo.G_REFUSED_MAPS])
+        return dict(counts)
+
+    @property
+    def away_classes(self) -> list[int]:
+        """PTE pages made again after they were freed short of munmap: [c] those away for 2**(c-1) to 2**c ms."""
+        return self._s.g[lo.G_AWAY : lo.G_AWAY + lo.AWAY_CLASSES].tolist()
+
+    def oom_score(self, pid: int) -> int:
+        """What PID/oom_score shows."""
+        process = self.process(pid)
+        c = self.counters(pid)
+        total = self._pressure.totalpages(0) if self._pressure is not None else _AMPLE_PAGES
+        pages = (c.rss_bytes // lo.PAGE, c.swap_bytes // lo.PAGE, c.pgtables_bytes // lo.PAGE)
+        return oom_score(oom_badness(*pages, process.oom_score_adj, total), total)
+
+    def set_oom_score_adj(self, pid: int, value: int) -> None:
+        """A write to PID/oom_score_adj."""
+        self.process(pid).oom_score_adj = value
+
+    def knob(self, name: str) -> int:
+        """A knob of sys/vm (VmKnobs). BadInput where nothing is accounted."""
+        if self._pressure is None:
+            raise BadInput(f"{name}: this host accounts no memory: [host] memory is not set")
+        value = getattr(self._pressure.knobs, name)
+        return int(default_min_free_kbytes(self._pressure.memory.zones) if value is None else value)
+
+    def set_knob(self, name: str, value: int) -> None:
+        """Set a knob of sys/vm; it has its effect from the next event on."""
+        if self._pressure is None:
+            raise BadInput(f"{name}: this host accounts no memory: [host] memory is not set")
+        with self._asked():
+            setattr(self._pressure.knobs, name, value)
+            self._pressure.apply_knobs()
+
+    def drop_caches(self) -> int:
+        """Pages of files that nobody maps leave the page cache. How many."""
+        return self._pressure.drop_caches() if self._pressure is not None else 0
 
     # ---- changing -----------------------------------------------------------------------------
 
@@ -403,14 +583,19 @@ class Host:
             self._publish()
         return empty * lo.PAGE, zero * lo.PAGE
 
-    def missed_spans(self, process: Process, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """bool[n]: spans whose PTE page was freed, and is neither made again nor gone with its mapping.
+    def freed_spans(self, process: Process, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """uint8[n]: what became of each span's PTE page, which was freed: mm.free_ptes GONE, MISSED or MADE_AGAIN.
 
         Precondition: called by the thread that runs the events, or with the lock held (on_teardown).
         """
-        missed = np.zeros(len(spans), dtype=np.uint8)
-        note_missed(self._s, process.mm, spans, missed)
-        return missed.astype(np.bool_)
+        became = np.zeros(len(spans), dtype=np.uint8)
+        note_missed(self._s, process.mm, spans, became)
+        return became
+
+    def take_away(self, pid: int) -> None:
+        """The OOM killer took pid: its mm goes, later events of it are lost. The caller has the lock."""
+        self._teardown(self._processes.pop(pid))
+        self._s.pids[pid] = lo.KILLED
 
     def set_unlocated(self, pid: int, pages: int) -> None:
         """A snapshot could not place this many PTE pages of the mm: shown, never counted as freeable."""

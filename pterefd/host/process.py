@@ -11,6 +11,7 @@ class Process:
 
     mm: record in the engine.  exec_number: 0 for the first program of the pid, one more with each exec.
     start_ns: the trace's time at which it was first seen.  uid, gid: -1 where the trace does not say.
+    group: the group of mms that it belongs to, "" none; children inherit it.
     """
 
     pid: int
@@ -24,6 +25,7 @@ class Process:
     start_ns: int = 0
     exec_number: int = 0
     tids: set[int] = field(default_factory=set)
+    group: str = ""
 
     @property
     def threads(self) -> int:

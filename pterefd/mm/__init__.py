@@ -10,5 +10,7 @@ populate populate, mlock, mprotect (mm/gup.c, mm/mlock.c, mm/mprotect.c)
 advise   madvise (mm/madvise.c)
 remap    mmap, brk, mremap (mm/mmap.c, mm/mremap.c)
 fork     fork and exit (kernel/fork.c)
+overcommit  which mappings are refused (mm/util.c)
+evict    what reclaim takes (mm/vmscan.c, mm/rmap.c)
 step     one batch of events, op by op
 """

@@ -19,27 +19,24 @@ from pterefd.engine.layout import (
     P_ENT,
     P_REF,
     PMD_ATOMIC,
-    PMD_FREED,
-    PMD_NFREED,
     REF_MAPPED,
     T_DROP,
     T_FREE,
+    T_LAZY,
     T_SWAP_OUT,
     T_UNMAP_FILE,
     T_ZAP,
 )
-from pterefd.engine.tables import has_bit, put_bit
+from pterefd.engine.tables import has_bit, note_freed, put_bit
 from pterefd.mm.profile import PF_AUTO_FREE, PF_CONT_PTE, PF_LAST_REF, PF_PERCPU_REF
 
 
 @kernel
 def free_by_itself(s, m, t, i):
-    """Free the PTE page at t, i because the profile does; remembered, should the span need one again."""
+    """Free the PTE page at t, i because the profile does."""
     free_page(s, m, t, i)
     s.mm[m, M_FREED_AUTO] += 1
-    if not has_bit(s, t, PMD_FREED, i):
-        put_bit(s, t, PMD_FREED, i, True)
-        s.pmd[t, PMD_NFREED] += 1
+    note_freed(s, t, i)
 
 
 @inline
@@ -90,7 +87,12 @@ def _try_after(s, m, t, i, begin, end, transition, fewer_anon):
         _try_to_free(s, m, t, i, True)
     elif transition == T_FREE:
         _try_to_free(s, m, t, i, not _has_lazy(s, s.pmd[t, i], begin, end))
-    elif transition == T_DROP and fewer_anon and has_bit(s, t, PMD_ATOMIC, i) and _is_empty(s, t, i):
+    elif (
+        (transition == T_DROP or transition == T_LAZY)
+        and fewer_anon
+        and has_bit(s, t, PMD_ATOMIC, i)
+        and _is_empty(s, t, i)
+    ):
         free_by_itself(s, m, t, i)
 
 
@@ -103,7 +105,8 @@ def change(s, m, t, i, begin, end, transition):
         s.mm[m, M_REF_UPDATES] += 32 * folded(s, x, begin, end)
     changed = apply(s, m, t, i, s.pmd[t, i], begin, end, transition)
     # reclaim comes to each page by itself, through the rmap (page_vma_mapped_walk)
-    s.mm[m, M_WALKS] += changed if transition == T_SWAP_OUT or transition == T_DROP else 1
+    by_page = transition == T_SWAP_OUT or transition == T_DROP or transition == T_LAZY
+    s.mm[m, M_WALKS] += changed if by_page else 1
     flags = s.mm[m, M_PROFILE]
     if flags & PF_AUTO_FREE == 0:
         return

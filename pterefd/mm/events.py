@@ -168,6 +168,7 @@ class Batch:
     ext   int64[k, EXT_COLUMNS], what mmap and mremap carry beyond the columns (X_*)
     side  what only Python looks at: the fields of exec and expect, as decoded (dict, without op and pid)
     paths the trace's path names; the list grows from batch to batch, indices stay
+    group the group of mms (as a memory cgroup) that the trace's processes belong to, "" none
     thp   what the trace's machine gives huge pages to: M_THP of engine/layout.py
     first index in the trace of the batch's first event, from 0; where a source can name a line,
           `where(i)` gives it
@@ -185,6 +186,7 @@ class Batch:
     paths: list[str] = field(default_factory=list)
     first: int = 0
     thp: int = 0
+    group: str = ""
 
     def __len__(self) -> int:
         return int(self.op.shape[0])

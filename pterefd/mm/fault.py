@@ -13,9 +13,11 @@ from pterefd.engine.layout import (
     E_STATE,
     E_SWAP,
     G_HUGETLB,
+    G_LOST,
     G_OUTSIDE,
     G_REFUSED,
     M_FAULTS,
+    M_REFUSED,
     PAGE,
     SPAN,
     T_POPULATE,
@@ -89,6 +91,9 @@ def mapping_for(s, m, addr, end, failed, imply):
     k = expand_stack(s, m, addr)
     if k >= 0 or failed:
         return k
+    if s.mm[m, M_REFUSED]:
+        s.g[G_LOST] += 1  # most likely to what the host did not grant
+        return -1
     if not imply:
         s.g[G_OUTSIDE] += 1
         return -1
@@ -157,7 +162,7 @@ def _fault_file(s, m, k, addr, write):
     if beyond_end(s, v, addr):
         return False
     if private:
-        cache_page(s, v, addr)  # do_cow_fault copies a page that __do_fault brought into the page cache
+        cache_page(s, m, v, addr)  # do_cow_fault copies a page that __do_fault brought into the page cache
         return _fault_anon(s, m, k, addr, write)
     map_page(s, m, v, addr)
     return True

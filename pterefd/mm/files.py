@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pterefd.engine import blocks
 from pterefd.engine.entries import apply
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     G_POOLS,
     M_ALIVE,
     M_WALKS,
-    O_CACHED,
     O_KIND,
     O_KNOWN,
     O_SIZE,
@@ -29,6 +27,8 @@ from pterefd.engine.layout import (
     V_PGOFF,
     V_START,
 )
+from pterefd.engine.objects import add_cached, cached_run, charge_pages, drop_cached, pages_in
+from pterefd.engine.publish import mark_dirty
 from pterefd.engine.tables import make_page, make_pmd, page_of, span_index
 from pterefd.mm.unmap import change_range, note_rss
 from pterefd.mm.vma import vma_count, vma_record
@@ -45,74 +45,6 @@ def fill_of(s, o):
     if kind == OBJ_VVAR:
         return T_FILL_PFN
     return T_FILL_FILE
-
-
-@kernel
-def pages_in(s, o):
-    """Pages of the object: beyond them an access is SIGBUS."""
-    size = s.obj[o, O_SIZE]
-    if size < 0:
-        return 1 << 51
-    return (size + 4095) >> 12
-
-
-@kernel
-def cached_run(s, o, page):
-    """(start, end) of the run of cached pages at or after page; start >= end where there is none."""
-    if not s.obj[o, O_KNOWN]:
-        return page, pages_in(s, o)
-    k = blocks.find(s, s.obj, o, O_CACHED, page)
-    base = s.obj[o, O_CACHED]
-    if k >= 0 and s.val[base + k] > page:
-        return page, s.val[base + k]
-    if k + 1 < s.obj[o, O_CACHED + 1]:
-        return s.key[base + k + 1], s.val[base + k + 1]
-    return 0, 0
-
-
-@kernel
-def add_cached(s, o, begin, end):
-    """Pages [begin, end) of the object are in the page cache."""
-    if not s.obj[o, O_KNOWN] or begin >= end:
-        return
-    k = blocks.find(s, s.obj, o, O_CACHED, begin)
-    base = s.obj[o, O_CACHED]
-    if k >= 0 and s.val[base + k] >= begin:
-        begin = s.key[base + k]
-        end = max(end, s.val[base + k])
-    else:
-        k += 1
-    last = k
-    n = s.obj[o, O_CACHED + 1]
-    while last < n and s.key[base + last] <= end:
-        end = max(end, s.val[base + last])
-        last += 1
-    blocks.erase(s, s.obj, o, O_CACHED, k, last)
-    blocks.insert(s, s.obj, o, O_CACHED, k, begin, end)
-
-
-@kernel
-def drop_cached(s, o, begin, end):
-    """Pages [begin, end) of the object leave the page cache."""
-    if not s.obj[o, O_KNOWN]:
-        return
-    k = max(blocks.find(s, s.obj, o, O_CACHED, begin), 0)
-    while k < s.obj[o, O_CACHED + 1]:
-        base = s.obj[o, O_CACHED]
-        first = s.key[base + k]
-        last = s.val[base + k]
-        if first >= end:
-            break
-        if last <= begin:
-            k += 1
-            continue
-        blocks.erase(s, s.obj, o, O_CACHED, k, k + 1)
-        if first < begin:
-            blocks.insert(s, s.obj, o, O_CACHED, k, first, begin)
-            k += 1
-        if last > end:
-            blocks.insert(s, s.obj, o, O_CACHED, k, end, last)
-            k += 1
 
 
 @kernel
@@ -138,6 +70,7 @@ def _fill(s, m, v, begin, end):
         t = make_page(s, m, first << 12)
         i = span_index(first << 12)
         apply(s, m, t, i, s.pmd[t, i], first & 511, ((last - 1) & 511) + 1, fill_of(s, o))
+        charge_pages(s, m, o, first + shift, last + shift)
         mapped = True
         begin = last
     return mapped
@@ -169,17 +102,18 @@ def fault_around(s, m, v, addr):
 
 
 @kernel
-def cache_page(s, v, addr):
+def cache_page(s, m, v, addr):
     """__do_fault: the page is in the page cache from now on."""
     page = (addr - s.vma[v, V_START] >> 12) + s.vma[v, V_PGOFF]
     add_cached(s, s.vma[v, V_OBJ], page, page + 1)
+    charge_pages(s, m, s.vma[v, V_OBJ], page, page + 1)
 
 
 @kernel
 def map_page(s, m, v, addr):
     """finish_fault: one page of the object, put into the page cache where it was not."""
     o = s.vma[v, V_OBJ]
-    cache_page(s, v, addr)
+    cache_page(s, m, v, addr)
     t = make_page(s, m, addr)
     i = span_index(addr)
     j = (addr >> 12) & 511
@@ -207,7 +141,7 @@ def read_fault(s, m, v, addr):
 
 
 @kernel
-def _unmap_object(s, o, begin, end, transition):
+def unmap_object(s, o, begin, end, transition):
     """Pages [begin, end) of the object in every mapping of every mm: unmap_mapping_range."""
     top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
     for m in range(1, top):
@@ -221,6 +155,7 @@ def _unmap_object(s, o, begin, end, transition):
             low = max(s.vma[v, V_START], (begin + shift) << 12)
             high = min(s.vma[v, V_END], min(end + shift, 1 << 40) << 12)
             if low < high:
+                mark_dirty(s, m)
                 note_rss(s, m)
                 change_range(s, m, low, high, transition)
 
@@ -231,11 +166,11 @@ def truncate(s, o, size):
     s.obj[o, O_SIZE] = size
     pages = (size + 4095) >> 12
     drop_cached(s, o, pages, 1 << 51)
-    _unmap_object(s, o, pages, 1 << 51, T_ZAP)  # guard markers stay
+    unmap_object(s, o, pages, 1 << 51, T_ZAP)  # guard markers stay
 
 
 @kernel
 def punch(s, o, begin, end):
     """MADV_REMOVE of pages [begin, end): out of cache and mappings; private copies stay."""
     drop_cached(s, o, begin, end)
-    _unmap_object(s, o, begin, end, T_UNMAP_FILE)
+    unmap_object(s, o, begin, end, T_UNMAP_FILE)

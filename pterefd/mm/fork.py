@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from pterefd.engine import blocks
+from pterefd.engine.charge import charge, settle
 from pterefd.engine.entries import entry_at, is_huge, kind_of, new_page, note_kind, own_row, set_entry
-from pterefd.engine.folios import map_folio, member, set_member
+from pterefd.engine.folios import map_folio, member, set_member, share_entry
 from pterefd.engine.huge import share_huge
-from pterefd.engine.jit import kernel
+from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
+    C_DUP_ANON,
+    C_DUP_SWAP,
+    E_ANON,
+    E_CODE,
     E_NONE,
     E_STATE,
+    E_SWAP,
     E_WP,
     FROW_OWNED,
     FROW_SHIFT,
+    G_ACCOUNT,
+    G_COMMITTED,
     G_NEXT_ANON,
+    G_NOW,
     K_EMPTY,
     M_ALIVE,
     M_BEGUN,
     M_BRK,
+    M_COMMITTED,
     M_E,
+    M_GROUP,
     M_HIWATER_RSS,
+    M_LAST_FAULT,
     M_MOVED,
     M_PFN_HIGH,
     M_PFN_LOW,
@@ -68,13 +80,15 @@ from pterefd.mm.vma import account, copy_vma, drop_vma, pages_of, put_vma, vma_c
 
 
 @kernel
-def new_mm(s, pid, profile, thp):
-    """A fresh, empty mm of pid; profile: PF_* bits, thp: THP_* bits. Returns its record, 0 where the pool is full."""
+def new_mm(s, pid, profile, thp, group):
+    """A fresh, empty mm of pid in a group; profile: PF_* bits, thp: THP_* bits. Its record, 0 where there is none."""
     m = take_mm(s)
+    s.mm[m, M_GROUP] = group
     s.mm[m, M_PID] = pid
     s.mm[m, M_ALIVE] = 1
     s.mm[m, M_PROFILE] = profile
     s.mm[m, M_THP] = thp
+    s.mm[m, M_LAST_FAULT] = s.g[G_NOW]
     s.pids[pid] = m
     return m
 
@@ -86,9 +100,17 @@ def exit_mm(s, m):
     for k in range(vma_count(s, m)):
         drop_vma(s, vma_record(s, m, k))
     blocks.clear(s, s.mm, m, M_VMAS)
+    settle(s, m)
+    s.g[G_COMMITTED] -= s.mm[m, M_COMMITTED]
     s.pids[s.mm[m, M_PID]] = 0
     s.mm[m, M_ALIVE] = 0
     give_mm(s, m)
+
+
+@inline
+def _is_counted(code):
+    """An entry that maps a small anonymous page, or holds a swap slot."""
+    return code & E_STATE == E_ANON or code & E_STATE == E_SWAP
 
 
 @kernel
@@ -102,6 +124,8 @@ def _share_page(s, m, c, span):
         share_huge(s, m, p, c, u, i)
         return
     e = s.pte[p, P_ENT]
+    if e < 0 and s.g[G_ACCOUNT] and _is_counted(-e & E_CODE):
+        e = own_row(s, p)
     if e > 0 and s.entfol[e]:
         _copy_entries(s, m, c, span, span + SPAN)
         return
@@ -111,8 +135,13 @@ def _share_page(s, m, c, span):
     s.pte[q, P_REF] = ref
     if e > 0:
         s.entref[e] += 1
+        anon = s.mm[c, M_E + E_ANON]
+        swap = s.mm[c, M_E + E_SWAP]
         for j in range(512):
             s.mm[c, M_E + (s.ent[e, j] & E_STATE)] += 1
+        if s.g[G_ACCOUNT]:
+            charge(s, c, C_DUP_ANON, s.mm[c, M_E + E_ANON] - anon)
+            charge(s, c, C_DUP_SWAP, s.mm[c, M_E + E_SWAP] - swap)
     elif e < 0:
         s.mm[c, M_E + (-e & E_STATE)] += 512
     note_kind(s, c, u, i, K_EMPTY, kind_of(ref))
@@ -136,11 +165,14 @@ def _copy_entries(s, m, c, low, high):
             set_entry(s, c, u, i, q, j, code)
             s.mm[c, M_REF_UPDATES] += 1
             x = s.pte[p, P_ENT]
-            v = member(s, x, j) & ~FROW_OWNED if x > 0 else 0
-            if v:  # mapped by both from now on, and exclusive to neither
+            v = member(s, x, j) if x > 0 else 0
+            if v > 0:  # mapped by both from now on, and exclusive to neither
+                v &= ~FROW_OWNED
                 set_member(s, x, j, v)
                 set_member(s, own_row(s, q), j, v)
-                map_folio(s, v >> FROW_SHIFT, c, 1)
+                map_folio(s, v >> FROW_SHIFT, c, 1, 1)
+            elif s.g[G_ACCOUNT] and _is_counted(code):
+                share_entry(s, c, own_row(s, p), j, own_row(s, q))
     put_page(s, c, u, i)
 
 
@@ -182,7 +214,7 @@ def fork(s, m, pid):
     A mapping is copied with its tables where it has an anon_vma, a guard marker or raw frames
     (vma_needs_copy); others stay without until they are touched.
     """
-    c = new_mm(s, pid, s.mm[m, M_PROFILE], s.mm[m, M_THP])
+    c = new_mm(s, pid, s.mm[m, M_PROFILE], s.mm[m, M_THP], s.mm[m, M_GROUP])
     if c == 0:
         return 0
     s.mm[c, M_START_BRK] = s.mm[m, M_START_BRK]

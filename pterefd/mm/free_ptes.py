@@ -27,9 +27,9 @@ from pterefd.engine.layout import (
     M_WRITE_HOLDS,
     M_ZERO,
     P_REF,
+    PMD_AWAY,
     PMD_BITS,
     PMD_FREED,
-    PMD_NFREED,
     PMD_RECLAIMABLE,
     SLOT_SHIFT,
     SPAN,
@@ -41,11 +41,14 @@ from pterefd.engine.layout import (
     VM_PFNMAP,
     VM_UFFD,
 )
-from pterefd.engine.tables import has_bit, next_page, page_of, pmd_of, put_bit, span_index
+from pterefd.engine.tables import has_bit, next_page, note_freed, page_of, pmd_of, span_index
 from pterefd.mm.profile import PF_ALIGNED, PF_EMPTY_ONLY, PF_UFFD_EXEMPT
 from pterefd.mm.vma import vma_count, vma_first, vma_record
 
 _PASSED_OVER = VM_PFNMAP | VM_HUGETLB
+
+# What became of a PTE page that was freed: munmap has forgotten the span, it is missing, a fault made it again.
+GONE, MISSED, MADE_AGAIN = range(3)
 
 
 @kernel
@@ -113,9 +116,7 @@ def _free_one(s, m, t, i, span):
     s.mm[m, M_RMAP_LOCKS] += _mappings_of(s, m, span)
     free_page(s, m, t, i)
     s.mm[m, M_FREED_REQUEST] += 1
-    if not has_bit(s, t, PMD_FREED, i):
-        put_bit(s, t, PMD_FREED, i, True)
-        s.pmd[t, PMD_NFREED] += 1
+    note_freed(s, t, i)
 
 
 @kernel
@@ -274,7 +275,12 @@ def free_spans(s, m, spans):
 
 @kernel
 def note_missed(s, m, spans, out):
-    """out[k] (uint8[n]): 1 where the PTE page of span k was freed, and not made again; munmap forgets it."""
+    """out[k] (uint8[n]): what became of the PTE page of span k, which was freed: GONE, MISSED or MADE_AGAIN."""
     for k in range(spans.shape[0]):
         t = pmd_of(s, m, spans[k])
-        out[k] = t != 0 and has_bit(s, t, PMD_FREED, span_index(spans[k]))
+        i = span_index(spans[k])
+        out[k] = GONE
+        if t and has_bit(s, t, PMD_FREED, i):
+            out[k] = MISSED
+        elif t and s.pmd[t, PMD_AWAY] and s.away[s.pmd[t, PMD_AWAY], i] < 0:
+            out[k] = MADE_AGAIN

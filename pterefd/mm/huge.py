@@ -201,7 +201,7 @@ def _split_in_span(s, m, span, f, keep):
         if member(s, x, j) >> FROW_SHIFT != f:
             continue
         clear_member(s, x, j)
-        unmap_folio(s, f, m, 1)
+        unmap_folio(s, f, m, 1, 1)
         if s.ent[x, j] & E_BLANK and not keep and not _is_locked(s, m, span + (j << PAGE_SHIFT)):
             set_entry(s, m, t, i, p, j, E_ZERO)
 
@@ -275,7 +275,7 @@ def _age_entries(s, m, t, i, begin, end, how):
         if x <= 0 or s.entfol[x] == 0:
             return
         v = member(s, x, j)
-        if v == 0:
+        if v <= 0:
             j += 1
             continue
         f = v >> FROW_SHIFT

@@ -8,6 +8,8 @@ from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
     E_NONE,
+    G_ACCOUNT,
+    G_COMMITTED,
     K_NO_PAGE,
     M_BRK,
     M_DEF_FLAGS,
@@ -17,6 +19,7 @@ from pterefd.engine.layout import (
     M_REF_UPDATES,
     M_START_BRK,
     M_WALKS,
+    O_COMMITTED,
     O_KIND,
     O_KNOWN,
     O_SIZE,
@@ -78,6 +81,7 @@ from pterefd.mm.events import (
     MAP_UFFD,
 )
 from pterefd.mm.huge import forget_lock
+from pterefd.mm.overcommit import strict_flags
 from pterefd.mm.populate import EFAULT, ENOMEM, populate
 from pterefd.mm.profile import PF_APART, PF_MMAP3, PF_MREMAP_MANY, PF_REALIGN, PF_STACK
 from pterefd.mm.unmap import munmap, note_rss
@@ -115,7 +119,7 @@ def vm_flags(prot, flags):
 def mmap(s, m, start, end, prot, flags, obj, offset, file_size):
     """mmap_region over whatever was there. obj: S.obj of the path, 0 without one; file_size: bytes, -1 unknown."""
     munmap(s, m, start, end)
-    vm = vm_flags(prot, flags) | s.mm[m, M_DEF_FLAGS]
+    vm = strict_flags(s, vm_flags(prot, flags)) | s.mm[m, M_DEF_FLAGS]
     if flags & MAP_STACK and not vm & VM_STACK and s.mm[m, M_PROFILE] & PF_STACK:
         vm |= VM_NOHUGEPAGE  # calc_vm_flag_bits; the main stack, which no call has mapped, has none
     pgoff = offset >> 12
@@ -134,6 +138,9 @@ def mmap(s, m, start, end, prot, flags, obj, offset, file_size):
         s.obj[obj, O_KIND] = OBJ_SHMEM
         s.obj[obj, O_KNOWN] = 1
         s.obj[obj, O_SIZE] = end - start
+        if not vm & VM_NORESERVE:  # shmem_acct_size
+            s.obj[obj, O_COMMITTED] = (end - start) >> 12
+            s.g[G_COMMITTED] += (end - start) >> 12
         pgoff = 0
     elif obj == 0:
         obj = -1
@@ -215,6 +222,8 @@ def take_member(s, p, j):
     x = s.pte[p, P_ENT]
     if x <= 0:
         return 0
+    if s.entref[x] > 1 and s.g[G_ACCOUNT]:
+        x = own_row(s, p)
     v = member(s, x, j)
     if v:
         clear_member(s, x, j)

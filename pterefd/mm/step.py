@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pterefd.engine.charge import settle, slack
 from pterefd.engine.entries import apply_one, entry_at, free_page, is_huge
 from pterefd.engine.folios import note_written
 from pterefd.engine.huge import huge_state, make_huge, make_huge_zero, split_pmd
@@ -13,20 +14,20 @@ from pterefd.engine.layout import (
     E_HUGE_ZERO,
     E_STATE,
     E_SWAP,
+    G_ACCOUNT,
+    G_DONE,
     G_FULL,
-    G_NDIRTY,
+    G_LOST,
+    G_NOW,
     G_OUTSIDE,
-    G_POOLS,
     G_SKIPPED,
-    M_ALIVE,
+    KILLED,
     M_BEGUN,
-    M_DIRTY,
     M_FAULTS,
     M_LAST_FAULT,
     P_ENT,
     PAGE,
-    POOL_COLUMNS,
-    POOL_MM,
+    PAGE_SHIFT,
     SPAN,
     SPAN_SHIFT,
     T_DROP,
@@ -45,6 +46,8 @@ from pterefd.engine.layout import (
     VM_READ,
     VM_WRITE,
 )
+from pterefd.engine.objects import drop_cached
+from pterefd.engine.publish import mark_dirty
 from pterefd.engine.tables import entry_index, make_page, make_pmd, pmd_of, span_index
 from pterefd.mm.advise import madvise
 from pterefd.mm.auto_free import put_page
@@ -74,29 +77,23 @@ from pterefd.mm.events import (
     X_PROT,
 )
 from pterefd.mm.fault import fault_page, fault_range, mapping_for
-from pterefd.mm.files import drop_cached, note_cache, truncate
+from pterefd.mm.files import note_cache, truncate
 from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
+from pterefd.mm.overcommit import may_grow_heap, may_map, may_resize, refuse, strict_flags
 from pterefd.mm.populate import mlock, mprotect, munlock
-from pterefd.mm.remap import brk, mmap, mremap, mremap_failed
+from pterefd.mm.remap import brk, mmap, mremap, mremap_failed, vm_flags
 from pterefd.mm.unmap import change_range, munmap, note_rss
 from pterefd.mm.vma import prepare_anon, vma_at, vma_count, vma_first, vma_record
-
-_MM_TOP = G_POOLS + POOL_MM * POOL_COLUMNS
 
 STOP_DONE = 0
 STOP_ASK = 1  # the event at the index is the caller's
 STOP_FULL = 2  # a pool ran out during the event before the index
 STOP_CORRECTED = 3  # the event at the index - 1, a `state` in the middle of a life, changed something
 STOP_OUTSIDE = 4  # the event at the index - 1 was an access outside every mapping
+STOP_PRESSURE = 5  # a mark is passed; S.g[G_DONE]: bytes of the event at the index that have been run
 
-
-@kernel
-def mark_dirty(s, m):
-    """The mm's numbers are to be published."""
-    if s.mm[m, M_DIRTY] == 0:
-        s.mm[m, M_DIRTY] = 1
-        s.dirty[s.g[G_NDIRTY]] = m
-        s.g[G_NDIRTY] += 1
+MOST_PAGES = 520  # that one access of a page can take: a huge page, or fault-around, and the tables
+FIRST_PIECE = 512  # pages of a range that are run before the marks are looked at again, near to them
 
 
 @kernel
@@ -108,6 +105,9 @@ def set_state(s, m, start, end, state, tables):
         k = vma_at(s, m, addr)
         if k < 0:
             k = mapping_for(s, m, addr, end, False, True)
+        if k < 0:
+            addr += PAGE
+            continue
         v = vma_record(s, m, k)
         piece = min(end, s.vma[v, V_END])
         if state == E_GUARD:
@@ -168,11 +168,12 @@ def _set_span(s, m, addr, end, state, tables):
 
 
 @kernel
-def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, imply):
+def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, imply, done):
     """Run events [begin, end) of a batch's columns. Returns (index of the first not run, STOP_*).
 
     objects: int64, S.obj record of each path of the trace.  imply: an access outside every mapping is
-    taken as one to anonymous memory that the recording missed.
+    taken as one to anonymous memory that the recording missed.  done: bytes of the event at begin that
+    were run before it stopped at a mark.
     """
     e = begin
     m = 0
@@ -180,35 +181,63 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
     last_pid = -1
     v = 0
     low = high = 0  # of mapping v, in which accesses go the short way
+    skip = G_SKIPPED
+    armed = s.g[G_ACCOUNT]
+    left = 0  # accesses of a page that pass no mark for sure
+    s.g[G_DONE] = 0
     while e < end:
         o = op[e]
+        s.g[G_NOW] = max(s.g[G_NOW], t[e])
         if pid[e] != last_pid:
+            if armed and m:
+                settle(s, m)
             last_pid = pid[e]
             low = high = 0
             m = s.pids[last_pid]
+            skip = G_LOST if m == KILLED else G_SKIPPED
+            m = max(m, 0)
             if m:
                 mark_dirty(s, m)
+            left = slack(s, m) // MOST_PAGES if armed else 0
         if o == OP_FAULT:
             a = addr[e]
+            left -= 1
             if not m:
-                s.g[G_SKIPPED] += 1
+                s.g[skip] += 1
+            elif armed and length[e] > PAGE:
+                low = high = 0
+                a += done if e == begin else 0
+                a = _fault_pieces(s, m, a, addr[e] + length[e], arg[e], err[e] != 0, imply)
+                s.mm[m, M_LAST_FAULT] = s.g[G_NOW]
+                if a < addr[e] + length[e]:
+                    s.g[G_DONE] = a - addr[e]
+                    return e, STOP_PRESSURE
+                left = 0
             elif not (low <= a < high and length[e] == PAGE and _fault_again(s, m, a, arg[e])):
                 access = ACCESS_WRITE if arg[e] != 0 else ACCESS_READ
                 _fault_event(s, m, a, length[e], access, err[e] != 0, imply)
                 v = _plain_mapping(s, m, a)
                 low = s.vma[v, V_START]
                 high = s.vma[v, V_END]
-            s.mm[m, M_LAST_FAULT] = t[e]
+            s.mm[m, M_LAST_FAULT] = s.g[G_NOW]
         elif o > OP_TRUNCATE:
             return e, STOP_ASK
         else:
             low = high = 0
-            changed = _other(s, m, e, o, addr, length, arg, err, ext, objects)
+            left = 0
+            changed = _other(s, m, e, o, addr, length, arg, err, ext, objects, skip)
             if changed:
                 return e + 1, STOP_CORRECTED
         e += 1
         if s.g[G_FULL]:
             return e, STOP_FULL
+        if armed and left <= 0:
+            if m:
+                settle(s, m)
+            left = slack(s, m)
+            if left < 0:
+                return e, STOP_PRESSURE
+            left //= MOST_PAGES
         if not imply and s.g[G_OUTSIDE] != outside:
             return e, STOP_OUTSIDE
     return e, STOP_DONE
@@ -237,7 +266,7 @@ def _fault_again(s, m, addr, write):
     if p == 0 or is_huge(s, p):
         return False
     x = s.pte[p, P_ENT]
-    if x > 0 and s.entfol[x]:
+    if x > 0 and (s.entfol[x] or s.entref[x] > 1):
         return False
     j = entry_index(addr)
     if entry_at(s, p, j) & E_STATE == E_GUARD:
@@ -248,7 +277,26 @@ def _fault_again(s, m, addr, write):
 
 
 @kernel
-def _other(s, m, e, o, addr, length, arg, err, ext, objects):
+def _fault_pieces(s, m, addr, end, write, failed, imply):
+    """The pages of [addr, end) are accessed, as far as the marks let them. Returns where they stop.
+
+    A piece is at least FIRST_PIECE pages, and never more than the memory that is left.
+    """
+    access = ACCESS_WRITE if write else ACCESS_READ
+    while addr < end:
+        left = slack(s, m)
+        pages = max(left - left // 8 - 2 * MOST_PAGES, FIRST_PIECE)
+        piece = min(end, ((addr >> PAGE_SHIFT) + pages) << PAGE_SHIFT)
+        _fault_event(s, m, addr, piece - addr, access, failed, imply)
+        addr = piece
+        settle(s, m)
+        if s.g[G_FULL] or slack(s, m) < 0:
+            break
+    return addr
+
+
+@kernel
+def _other(s, m, e, o, addr, length, arg, err, ext, objects, skip):
     """An event that is no access. True where a `state` corrected something."""
     if (o == OP_CACHE or o == OP_TRUNCATE) and err[e] != 0:
         return False
@@ -256,21 +304,11 @@ def _other(s, m, e, o, addr, length, arg, err, ext, objects):
         note_cache(s, objects[arg[e]], addr[e], length[e])
     elif o == OP_TRUNCATE:
         truncate(s, objects[arg[e]], length[e])
-        mark_all_dirty(s)
     elif m:
         return _call(s, m, o, addr[e], length[e], arg[e], err[e], ext, objects)
     else:
-        s.g[G_SKIPPED] += 1
+        s.g[skip] += 1
     return False
-
-
-@kernel
-def mark_all_dirty(s):
-    """Something changed in mms that the event does not name."""
-    top = s.g[_MM_TOP]
-    for m in range(1, top):
-        if s.mm[m, M_ALIVE]:
-            mark_dirty(s, m)
 
 
 @kernel
@@ -314,21 +352,30 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
         if err == 0:
             x = ext[arg]
             obj = objects[x[X_PATH]] if x[X_PATH] >= 0 else 0
+            if not may_map(s, m, length >> 12, strict_flags(s, vm_flags(x[X_PROT], x[X_FLAGS]))):
+                refuse(s, m)
+                return False
             mmap(s, m, addr, end, x[X_PROT], x[X_FLAGS], obj, x[X_OFFSET], x[X_FILE_SIZE])
     elif o == OP_MREMAP:
         x = ext[arg]
-        if err == 0:
+        if err == 0 and not may_resize(s, m, addr, (x[X_NEW_LEN] - length) >> 12):
+            refuse(s, m)
+        elif err == 0:
             mremap(s, m, addr, length, x[X_NEW_ADDR], x[X_NEW_LEN], x[X_DONTUNMAP] != 0)
         else:
             mremap_failed(s, m, addr, length, x[X_NEW_ADDR], x[X_NEW_LEN], err)
     elif o == OP_BRK:
-        if err == 0:
+        if err == 0 and not may_grow_heap(s, m, addr):
+            refuse(s, m)
+        elif err == 0:
             brk(s, m, addr, arg)
     elif o == OP_MLOCK:
         mlock(s, m, addr, end, arg != 0)
     elif o == OP_MUNLOCK:
         munlock(s, m, addr, end)
     elif o == OP_SWAP_OUT:
+        if s.g[G_ACCOUNT]:
+            return False  # what this host's memory lets go is this host's to say
         note_rss(s, m)
         change_range(s, m, addr, end, T_DROP if arg else T_SWAP_OUT)
         if arg:

@@ -12,7 +12,9 @@ from pterefd.engine.entries import is_huge
 from pterefd.engine.huge import has_huge, split_pmd
 from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
+    G_COMMITTED,
     G_NEXT_ANON,
+    M_COMMITTED,
     M_DATA_VM,
     M_EXEC_VM,
     M_HIWATER_VM,
@@ -23,7 +25,6 @@ from pterefd.engine.layout import (
     M_STACK_VM,
     M_TOTAL_VM,
     M_VMAS,
-    O_CACHED,
     O_REFS,
     SPAN,
     V_ANON,
@@ -34,6 +35,7 @@ from pterefd.engine.layout import (
     V_PGOFF,
     V_START,
     VM_ACCESS,
+    VM_ACCOUNT,
     VM_EXEC,
     VM_GROWSDOWN,
     VM_HUGETLB,
@@ -44,7 +46,8 @@ from pterefd.engine.layout import (
     VM_SHARED,
     VM_WRITE,
 )
-from pterefd.engine.pools import give_obj, give_vma, take_vma
+from pterefd.engine.objects import forget_object
+from pterefd.engine.pools import give_vma, take_vma
 from pterefd.engine.tables import pmd_of, span_index
 from pterefd.mm.profile import PF_MERGE, PF_MMAP3
 
@@ -96,6 +99,9 @@ def account(s, m, flags, pages):
         s.mm[m, M_DATA_VM] += pages
     if flags & VM_LOCKED:
         s.mm[m, M_LOCKED_VM] += pages
+    if flags & VM_ACCOUNT:  # vm_acct_memory
+        s.mm[m, M_COMMITTED] += pages
+        s.g[G_COMMITTED] += pages
     s.mm[m, M_HIWATER_VM] = max(s.mm[m, M_HIWATER_VM], s.mm[m, M_TOTAL_VM])
 
 
@@ -140,8 +146,7 @@ def drop_vma(s, v):
     if obj > 0:
         s.obj[obj, O_REFS] -= 1
         if s.obj[obj, O_REFS] == 0:  # unnamed shared memory: nobody can map it again
-            blocks.clear(s, s.obj, obj, O_CACHED)
-            give_obj(s, obj)
+            forget_object(s, obj)
     give_vma(s, v)
 
 

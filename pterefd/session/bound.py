@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pterefd.errors import NoSuchMm
+from pterefd.mm.free_ptes import MADE_AGAIN, MISSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,16 +154,15 @@ class BoundReclaimer:
         mm = self._mms.get(process.pid)
         if mm is None or mm.life != (process.pid, process.start_ns, process.exec_number) or again == mm.again:
             return
-        mm.again = again
-        missed = self._host.missed_spans(process, mm.freed)
-        gone = mm.freed[~missed]
-        mm.freed = mm.freed[missed]
-        if len(gone):
-            self.again += len(gone)
-            self._needs_of_next(mm.life, gone)
-
-    def _needs_of_next(self, life: Life, spans: I64) -> None:
-        self._found.add(life, spans, self._host.time_ns if self._forgive else FOREVER)
+        became = self._host.freed_spans(process, mm.freed)
+        made = became == MADE_AGAIN
+        if np.count_nonzero(made) < again - mm.again:
+            made = became != MISSED  # some went with their mapping since: what is not known to have gone was needed
+        spans = mm.freed[made]
+        mm.again, mm.freed = again, mm.freed[became == MISSED]
+        if len(spans):
+            self.again += len(spans)
+            self._found.add(mm.life, spans, self._host.time_ns if self._forgive else FOREVER)
 
     def ended(self, process: Process, counters: MmCounters) -> None:
         """An mm is about to go (Host.on_teardown)."""

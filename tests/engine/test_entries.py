@@ -37,7 +37,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_a_page_is_what_a_plain_array_says(steps: list[tuple[int, int, int]]) -> None:
     s = make_state(SMALL)
-    m = new_mm(s, 1, 0, 0)
+    m = new_mm(s, 1, 0, 0, 0)
     t = take_pmd(s)
     p = new_page(s, m, t, 7, lo.E_NONE)
     plain = ["none"] * 512
@@ -63,7 +63,7 @@ def test_a_page_is_what_a_plain_array_says(steps: list[tuple[int, int, int]]) ->
 
 def test_uniform_pages_keep_no_entries() -> None:
     s = make_state(SMALL)
-    m = new_mm(s, 1, 0, 0)
+    m = new_mm(s, 1, 0, 0, 0)
     t = take_pmd(s)
     in_use = lo.G_POOLS + lo.POOL_ENT * lo.POOL_COLUMNS + 2
     p = new_page(s, m, t, 0, lo.E_NONE)
@@ -80,7 +80,7 @@ def test_the_recount_sees_a_wrong_counter() -> None:
     from pterefd.engine.tables import make_page
 
     s = make_state(SMALL)
-    m = new_mm(s, 1, 0, 0)
+    m = new_mm(s, 1, 0, 0, 0)
     make_page(s, m, 5 << 21)
     validate_mm(s, m)
     assert recount(s, m)["pte"] == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pterefd.mm.free_ptes import GONE, MADE_AGAIN, MISSED
 from tests.house import AT, SPAN, fault, house, spans
 
 EVENTS = spans(1, full=2, zero=3, empty=4)
@@ -38,11 +39,14 @@ def test_spans_are_freed_where_they_can_be(tmp_path: Path) -> None:
     host.validate()
 
 
-def test_missed_spans_are_those_freed_and_not_made_again(tmp_path: Path) -> None:
-    built = house(
-        tmp_path,
-        [*spans(1, full=0, zero=4, empty=0), {"op": "free_ptes", "pid": 1}, fault(1, AT + SPAN, 8192, write=True)],
-    )
+def test_what_became_of_spans_whose_pte_page_was_freed(tmp_path: Path) -> None:
+    events = [
+        *spans(1, full=0, zero=4, empty=0),
+        {"op": "free_ptes", "pid": 1},
+        fault(1, AT + SPAN, 8192, write=True),
+        {"op": "munmap", "pid": 1, "addr": AT + 2 * SPAN, "len": SPAN},
+    ]
+    host = house(tmp_path, events).host
     asked = np.array([AT + k * SPAN for k in range(5)], dtype=np.int64)
-    assert built.host.missed_spans(built.host.process(1), asked).tolist() == [True, False, True, True, False]
-    assert built.host.counters(1).allocated_again == 1
+    assert host.freed_spans(host.process(1), asked).tolist() == [MISSED, MADE_AGAIN, GONE, MISSED, GONE]
+    assert host.counters(1).allocated_again == 1
