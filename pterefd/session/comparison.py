@@ -216,7 +216,7 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, list[list[str]]]]:
     for title, columns in shown:
         rows = [["", *(name for name, _ in columns)]]
         for index, (result, regret) in enumerate(zip(comparison.results, regrets, strict=True), 1):
-            rows.append([str(index), *(cell(result, regret) for _, cell in columns)])  # type: ignore[operator]
+            rows.append([str(index), *(cell(result, regret) for _, cell in columns)])
         yield title, rows
 
 
