@@ -17,6 +17,7 @@ from prometheus_client import Metric
 from pterefd import hookspecs, log, paths
 from pterefd.cli.group import COMMANDS, cli
 from pterefd.host.host import Host
+from pterefd.host.memory import GroupLimit, Memory
 from pterefd.metrics import HostCollector
 from pterefd.mm.profile import OPTIONS, PROFILES, Profile, named
 from pterefd.procfs.root import ROOT
@@ -88,7 +89,7 @@ def metrics() -> str:
     """Every metric that a host without mms has, which is every one."""
     plugins = Plugins()
     plugins.load([paths.share("plugins")])
-    host = Host(named("rfc-2022"))
+    host = Host(named("rfc-2022"), memory=Memory(1 << 30, groups=(GroupLimit("web"),)))
     families = HostCollector(host, Reclaimer(host, plugins, log.get())).collect()
     head = "| metric | type | labels | what it is |\n| --- | --- | --- | --- |\n"
     return head + "".join(

@@ -55,6 +55,12 @@ def _speed(value: Any) -> float | None:
     return quantities.speed(str(value))
 
 
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value < 0):
+        raise BadInput(f"{value!r} is not a size (such as 16GiB)")
+    return quantities.size(str(value))
+
+
 def _tunable(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         raise BadInput("should be a number, a string, true or false")
@@ -80,6 +86,7 @@ def _told(parse: Any) -> BeforeValidator:
 
 
 Address = Annotated[tuple[str, int] | None, _told(_off_or_address)]
+Size = Annotated[int, _told(_size)]
 Tunable = Annotated[Any, _told(_tunable)]
 Speed = Annotated[float | None, _told(_speed), PlainSerializer(lambda speed: "max" if speed is None else speed)]
 
@@ -106,10 +113,45 @@ class MetricsSection(_Section):
     max_mms: Annotated[StrictInt, Field(ge=0, le=100_000)] = 100
 
 
+class ZoneTable(_Section):
+    """A zone of [host] zones: its name in /proc/zoneinfo, its managed pages."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
+    managed_pages: Annotated[StrictInt, Field(ge=1, le=1 << 40)]
+
+
+class VmTable(_Section):
+    """[host.vm]: knobs of sys/vm at the start. None: the kernel's default."""
+
+    min_free_kbytes: Annotated[StrictInt, Field(ge=0, le=(1 << 31) - 1)] | None = None
+    watermark_scale_factor: Annotated[StrictInt, Field(ge=1, le=3000)] = 10
+    swappiness: Annotated[StrictInt, Field(ge=0, le=200)] = 60
+    overcommit_memory: Annotated[StrictInt, Field(ge=0, le=2)] = 0
+    overcommit_ratio: StrictInt = 50
+    max_map_count: Annotated[StrictInt, Field(ge=0, le=(1 << 31) - 1)] = 65530
+    oom_kill_allocating_task: StrictInt = 0
+    panic_on_oom: Annotated[StrictInt, Field(ge=0, le=2)] = 0
+
+
 class HostSection(_Section):
-    """[host]"""
+    """[host]. memory: bytes of the simulated machine, None: nothing is accounted.  swap: bytes.
+
+    zones: what memory consists of; memory may be left out then.
+    """
 
     profile: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]*$")] = "rfc-2022"
+    memory: Size | None = None
+    swap: Size = 0
+    zones: tuple[ZoneTable, ...] = ()
+    vm: VmTable = Field(default_factory=VmTable)
+    seed: Annotated[StrictInt, Field(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class GroupTable(_Section):
+    """[[group]]: mms with a limit in common, as a memory cgroup. limit: bytes of memory.max, None: no limit."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    limit: Size | None = None
 
 
 class ReplaySection(_Section):
@@ -134,6 +176,7 @@ class Config(_Section):
     daemon: DaemonSection = Field(default_factory=DaemonSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
     host: HostSection = Field(default_factory=HostSection)
+    group: tuple[GroupTable, ...] = ()
     replay: ReplaySection = Field(default_factory=ReplaySection)
     plugins: PluginsSection = Field(default_factory=PluginsSection)
     _source: str = PrivateAttr("configuration")

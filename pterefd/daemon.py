@@ -31,6 +31,7 @@ from pterefd.procfs.root import proc_tree
 from pterefd.procfs.sys_pterefd import shown_speed
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.session.machine import memory_of
 from pterefd.session.replay import Replay, highest_pid
 from pterefd.source.trace import Trace, open_trace
 from pterefd.statusline import Status, StatusLine
@@ -60,7 +61,9 @@ class Daemon:
         plugins = Plugins()
         with _named(settings, "plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
-        self.host = Host(profile)
+        with _named(settings, "host"):
+            memory = memory_of(settings.host, settings.group)
+        self.host = Host(profile, seed=settings.host.seed, memory=memory)
         with _named(settings, "plugins"):
             self.reclaimer = Reclaimer(
                 self.host,

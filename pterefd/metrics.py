@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,6 +66,7 @@ MM_GAUGES = (
     MmGauge("pterefd_mm_swap_bytes", "Anonymous memory of the mm that is swapped out.", {"": "swap_bytes"}),
 )
 OTHER = "other"
+USES = ("total", "free", "anon", "file", "shmem", "pgtables")
 
 
 class HostCollector(Collector):
@@ -85,6 +87,7 @@ class HostCollector(Collector):
         kind = self._host.kind
         yield InfoMetricFamily("pterefd_build", "The daemon that runs.", {"version": self._version, "host_kind": kind})
         yield from self._mms(kind)
+        yield from self._memory(kind)
         yield from self._reclaims(kind)
         events = dict(self._host.events_total)
         yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
@@ -106,6 +109,56 @@ class HostCollector(Collector):
                 for label, value in zip(labels, values, strict=True):
                     family.add_metric([*label, kind] if kind else label, value)
             yield family
+
+    def _memory(self, kind: str) -> Iterator[Metric]:
+        """What the host and its groups hold, and what came of it; nothing where no memory is accounted."""
+        host = self._host
+        if host.memory is None:
+            return
+        usage = host.usage()
+        for name, help, label, values in (
+            (
+                "pterefd_host_memory_bytes",
+                "Memory of the host: total, free, and what holds it.",
+                "state",
+                {state: getattr(usage, state) for state in USES},
+            ),
+            (
+                "pterefd_host_swap_bytes",
+                "Swap of the host.",
+                "state",
+                {"total": usage.swap_total, "free": usage.swap_free},
+            ),
+            (
+                "pterefd_host_watermark_bytes",
+                "Free memory at which kswapd begins (low) and ends (high), and direct reclaim begins (min).",
+                "mark",
+                {"min": usage.min, "low": usage.low, "high": usage.high},
+            ),
+        ):
+            family = GaugeMetricFamily(name, help, labels=[label, "host_kind"])
+            for value, number in values.items():
+                family.add_metric([value, kind], number)
+            yield family
+        groups = GaugeMetricFamily(
+            "pterefd_group_memory_bytes", "Memory of a group, and its limit.", labels=["group", "state", "host_kind"]
+        )
+        for group in host.groups:
+            held = host.usage(group)
+            for state, number in {**{use: getattr(held, use) for use in USES[2:]}, "limit": held.limit}.items():
+                groups.add_metric([group, state, kind], number)
+        yield groups
+        kills = Counter(kill.group for kill in host.kills)
+        named: dict[str, float] = {group: kills[group] for group in ("", *host.groups)}
+        yield _counter(
+            "pterefd_oom_kills", "Kills of the OOM killer, by the group at its limit.", ("group",), kind, named
+        )
+        yield _counter("pterefd_vmstat", "What /proc/vmstat counts, by its names.", ("name",), kind, host.vmstat)
+        lost = CounterMetricFamily(
+            "pterefd_lost_events", "Events of mms that were killed, or mappings refused.", labels=["host_kind"]
+        )
+        lost.add_metric([kind], host.lost)
+        yield lost
 
     @staticmethod
     def _comm(view: HostView, pid: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pterefd import __version__, log, paths
 from pterefd.host.host import Host
+from pterefd.host.memory import Memory
 from pterefd.mm import profile
 from pterefd.procfs.faces import Faces
 from pterefd.reclaim.plugins import Plugins
@@ -88,10 +89,10 @@ class House:
     faces: Faces
 
 
-def house(directory: Path, events: Iterable[Event] = EVENTS) -> House:
+def house(directory: Path, events: Iterable[Event] = EVENTS, memory: Memory | None = None) -> House:
     """A host on which the events have been replayed, to their end or the hold, with the plugins of pterefd."""
     trace = open_trace(write_trace(directory / "trace.jsonl", events))
-    host = Host(profile.named("rfc-2022"))
+    host = Host(profile.named("rfc-2022"), memory=memory)
     plugins = Plugins()
     plugins.load([paths.share("plugins")])
     reclaimer = Reclaimer(host, plugins, log.get())

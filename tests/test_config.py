@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -38,8 +38,11 @@ def test_the_shipped_file_names_every_key() -> None:
     text = SHIPPED.read_text()
     for section, model in config.Config.model_fields.items():
         assert f"[{section}]" in text
-        for key in model.annotation.model_fields:  # type: ignore[union-attr]
-            assert re.search(rf"^(# )?\[?(plugins\.)?{key}( =|\.)", text, re.MULTILINE), key
+        table = getattr(model.annotation, "model_fields", None)
+        if table is None:  # a list of tables: [[group]]
+            table = get_args(model.annotation)[0].model_fields
+        for key in table:
+            assert re.search(rf"^(# )?\[?(plugins\.|host\.)?{key}( =|\.|\])", text, re.MULTILINE), key
 
 
 def test_paths_are_relative_to_the_file_and_the_mount_to_the_working_directory(

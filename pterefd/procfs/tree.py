@@ -41,6 +41,7 @@ class File:
     mode: permission bits.  help: one sentence, for the docs.  unit: of the value, "" where it has none.
     low, high: inclusive range of an INT.  read: the text, without it the file cannot be opened for reading.
     write: takes the parsed value, int or stripped text, and returns when its effect is published.
+    exists: False hides it: a knob that would have no effect.
     """
 
     name: str
@@ -52,6 +53,7 @@ class File:
     high: int = INT_MAX
     read: Reader | None = None
     write: IntWriter | TextWriter | None = None
+    exists: Callable[[Any, Any], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +178,13 @@ class Tree:
 
     def _static(self, at: Found, child: Entry, fixed: bool) -> tuple[Found, bool]:
         obj = at.obj
-        if isinstance(child, Dir):
-            if child.exists is not None:
-                fixed = False
-                if not child.exists(self.ctx, obj):
-                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-            if child.obj is not None:
-                fixed = False
-                obj = child.obj(self.ctx, obj)
+        if not isinstance(child, Link) and child.exists is not None:
+            fixed = False
+            if not child.exists(self.ctx, obj):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if isinstance(child, Dir) and child.obj is not None:
+            fixed = False
+            obj = child.obj(self.ctx, obj)
         return Found(child, obj, at.family), fixed
 
     def attributes(self, path: str) -> Attributes:
@@ -203,7 +204,7 @@ class Tree:
 
     def _listing(self, directory: Dir, obj: Any) -> Iterator[tuple[str, int]]:
         for name, child in directory.named.items():
-            if not (isinstance(child, Dir) and child.exists is not None and not child.exists(self.ctx, obj)):
+            if isinstance(child, Link) or child.exists is None or child.exists(self.ctx, obj):
                 yield name, mode_of(child)
         for source in directory.dynamic:
             if isinstance(source, Family):

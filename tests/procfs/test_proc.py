@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pterefd import __version__
+from pterefd.errors import BadInput
+from pterefd.host.memory import Memory
 from pterefd.procfs.root import ROOT, proc_tree
 from pterefd.procfs.tree import Content, Dir, Family, File, Tree
 from tests.house import AT, SPAN, House, house
@@ -20,6 +22,8 @@ FILES_OF_PID = {
     "status",
     "comm",
     "cmdline",
+    "oom_score",
+    "oom_score_adj",
     "maps",
     "reclaimable_pt_bytes",
     "pt_reclaim/pgtables_bytes",
@@ -304,3 +308,96 @@ def test_errnos_reach_the_writer(tree: Tree, mounted: Callable[[Tree], Path]) ->
         with pytest.raises(OSError, match=os.strerror(code)):
             os.write(fd, data)
         os.close(fd)
+
+
+# ---- a host with memory -----------------------------------------------------------------------------
+
+VM_KNOBS = {
+    "min_free_kbytes": ("0", "2147483647", "-1"),
+    "watermark_scale_factor": ("1", "3000", "0"),
+    "swappiness": ("0", "200", "201"),
+    "overcommit_memory": ("0", "2", "3"),
+    "overcommit_ratio": ("-1", "101", "x"),
+    "max_map_count": ("0", "65530", "-1"),
+    "oom_kill_allocating_task": ("5", "-5", "x"),
+    "panic_on_oom": ("0", "2", "3"),
+}
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Tree:
+    return proc_tree(house(tmp_path, memory=Memory(1 << 30, swap_bytes=1 << 30)).faces)
+
+
+def test_knobs_without_effect_are_not_there(tree: Tree) -> None:
+    assert not {name for name, _ in tree.listing("/sys/vm")} & {*VM_KNOBS, "drop_caches"}
+    with pytest.raises(OSError, match="No such file"):
+        tree.open("/sys/vm/swappiness", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("name", VM_KNOBS)
+def test_a_knob_of_sys_vm_is_as_the_kernels(short: Tree, name: str) -> None:
+    """Default and mode of the running kernel's own, but where its memory decides; ranges of kernel-rules.md, 5.2."""
+    path = f"/sys/vm/{name}"
+    real = Path("/proc") / path[1:]
+    assert short.attributes(path).mode & 0o777 == real.stat().st_mode & 0o777
+    low, high, bad = VM_KNOBS[name]
+    for text in (low, high):
+        assert write(short, path, text + "\n") == len(text) + 1
+        assert read(short, path) == text + "\n"
+    with pytest.raises(OSError, match="Invalid argument") as refused:
+        write(short, path, bad)
+    assert refused.value.errno == errno.EINVAL
+    assert read(short, path) == high + "\n"
+
+
+def test_min_free_kbytes_is_made_of_the_memory(short: Tree) -> None:
+    """int_sqrt(1 GiB in kB * 16) = 4096."""
+    assert read(short, "/sys/vm/min_free_kbytes") == "4096\n"
+
+
+def test_drop_caches_is_written_alone(short: Tree) -> None:
+    assert write(short, "/sys/vm/drop_caches", "1") == 1
+    for bad in ("0", "9"):
+        with pytest.raises(OSError, match="Invalid argument"):
+            write(short, "/sys/vm/drop_caches", bad)
+    with pytest.raises(OSError, match="Permission denied"):
+        short.open("/sys/vm/drop_caches", os.O_RDONLY)
+
+
+# (written to oom_score_adj, what it then is; None: EINVAL), tried on the running kernel's own file too
+ADJ = [("17", 17), (" -5 \n", -5), ("+3", 3), ("010", 8), ("0x10", 16), ("1000", 1000), ("-1000", -1000)]
+BAD_ADJ = ["1001", "-1001", "x", "", "1 2", "08", "0x", "--1"]
+
+
+@pytest.mark.parametrize("text", [*(text for text, _ in ADJ), *BAD_ADJ])
+def test_oom_score_adj_is_as_the_kernels(short: Tree, text: str) -> None:
+    sleeper = subprocess.Popen(["sleep", "60"])
+    real = Path(f"/proc/{sleeper.pid}/oom_score_adj")
+    try:
+        expected = dict(ADJ).get(text)
+        if expected is None:
+            if text:  # an empty write reaches no parser
+                with pytest.raises(OSError, match="Invalid argument"):
+                    real.write_text(text)
+                with pytest.raises(BadInput) as refused:
+                    write(short, "/1/oom_score_adj", text)
+                assert refused.value.errno == errno.EINVAL
+            return
+        write(short, "/1/oom_score_adj", text)
+        assert read(short, "/1/oom_score_adj") == f"{expected}\n"
+        if expected >= 0:  # less takes CAP_SYS_RESOURCE, which root may lack
+            real.write_text(text)
+            assert real.read_text() == f"{expected}\n"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_oom_score_follows_its_adj(short: Tree) -> None:
+    """pid 1 holds about 6 MiB of 2 GiB; 500 points of adj are half of everything: (1000 + 500) * 2 / 3."""
+    assert read(short, "/1/oom_score") == "668\n"
+    write(short, "/1/oom_score_adj", "500")
+    assert 1000 <= int(read(short, "/1/oom_score")) <= 1002
+    write(short, "/1/oom_score_adj", "-1000")
+    assert read(short, "/1/oom_score") == "0\n"

@@ -1,0 +1,30 @@
+"""The machine that a configuration describes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pterefd.config import GroupTable, HostSection
+from pterefd.errors import BadInput
+from pterefd.host.memory import GroupLimit, Memory, VmKnobs, Zone
+
+
+def memory_of(host: HostSection, groups: Sequence[GroupTable]) -> Memory | None:
+    """The memory of [host] and [[group]]; None where neither memory nor zones are given. BadInput names the key."""
+    zones = tuple(Zone(zone.name, zone.managed_pages) for zone in host.zones)
+    total = sum(zone.managed_pages for zone in zones) * 4096
+    if host.memory is None and not zones:
+        if groups:
+            raise BadInput("group: groups need host.memory")
+        if host.swap:
+            raise BadInput("host.swap: swap needs host.memory")
+        return None
+    if host.memory is not None and zones and host.memory != total:
+        raise BadInput(f"host.memory is {host.memory} bytes, but host.zones are {total}: give one of them")
+    return Memory(
+        host.memory or total,
+        swap_bytes=host.swap,
+        zones=zones,
+        knobs=VmKnobs(**host.vm.model_dump()),
+        groups=tuple(GroupLimit(group.name, group.limit) for group in groups),
+    )
