@@ -1,4 +1,8 @@
-"""The mail's policy: the mm with the most reclaimable bytes first."""
+"""The mail's policy: the mm with the most reclaimable bytes first.
+
+Where it comes from: the outlook of the mail of Aug 25 2022, which would keep mms in an rbtree by
+mm->reclaimable_pt_bytes and take the largest.
+"""
 
 from __future__ import annotations
 

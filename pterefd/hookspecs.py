@@ -27,12 +27,12 @@ import enum
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 API_VERSION = 1
 PROJECT = "pterefd"
@@ -44,11 +44,39 @@ I64 = npt.NDArray[np.int64]
 
 
 class Kinds(enum.Flag):
-    """Which PTE pages may be freed: with no entry set, or with 512 zero-page entries."""
+    """Which PTE pages may be freed.
+
+    EMPTY: no entry set.  ZERO: 512 zero-page entries.  MIXED: zero-page entries and none, nothing else; beyond the
+    mail, whose two tests miss it, and freed only when asked for: BOTH is the mail's two.
+    """
 
     EMPTY = enum.auto()
     ZERO = enum.auto()
+    MIXED = enum.auto()
     BOTH = EMPTY | ZERO
+
+    @property
+    def text(self) -> str:
+        """As files and the configuration write it: `empty+zero`."""
+        return "+".join(str(kind.name).lower() for kind in self)
+
+    @classmethod
+    def parse(cls, text: str) -> Kinds:
+        """Kinds of `empty`, `zero`, `mixed`, plus signs between them. ValueError."""
+        found = cls(0)
+        for word in text.split("+"):
+            name = word.strip().upper()
+            if name not in ("EMPTY", "ZERO", "MIXED"):
+                raise ValueError(f"{text!r} is not empty, zero, mixed or several of them with plus signs between")
+            found |= cls[name]
+        return found
+
+
+KindsTunable = Annotated[
+    Kinds,
+    BeforeValidator(lambda value: Kinds.parse(value) if isinstance(value, str) else value),
+    PlainSerializer(lambda kinds: kinds.text),
+]
 
 
 class Cause(enum.Enum):
@@ -58,7 +86,7 @@ class Cause(enum.Enum):
     RECLAIM = "reclaim"  # somebody wrote bytes to sys/vm/pt_reclaim/reclaim; Moment.bytes
     LOW = "low"  # free memory fell below the low watermark
     OOM = "oom"  # the last thing before an OOM kill
-    TICK = "tick"  # the trace's time moved on
+    TICK = "tick"  # the trace's time moved on, by about 10 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +94,28 @@ class Moment:
     """A moment at which page tables might be reclaimed.
 
     time_ns: the host's clock, nanoseconds of the trace's time.  pid: the mm it is about, None for all.
-    bytes: bytes that are wanted, 0 where the moment names none.
+    bytes: bytes that are wanted, 0 where the moment names none.  group: the group whose limit is near, None for the
+    whole host.
     """
 
     cause: Cause
     time_ns: int
     pid: int | None = None
     bytes: int = 0
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReclaimRequest:
-    """A trigger's answer: free up to bytes_wanted (None: all there is) of these kinds, in pid or in any mm."""
+    """A trigger's answer: free up to bytes_wanted (None: all there is) of these kinds, in pid, a group or any mm.
+
+    A moment of a group is answered within the group, whether the request names it or not.
+    """
 
     bytes_wanted: int | None = None
     kinds: Kinds = Kinds.BOTH
     pid: int | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +134,9 @@ class Choice:
 class ReclaimResult:
     """What one act freed, told to every plugin and counted in the metrics.
 
-    empty_bytes, zero_bytes: bytes of PTE pages freed, by kind.  freed: (pid, bytes) in the order of choice.
+    empty_bytes, zero_bytes, mixed_bytes: bytes of PTE pages freed, by kind.  freed: (pid, bytes) as chosen.
     seconds: wall time the act took.  outcome: "done", "partly" (less than was wanted), "nothing" or "failed".
+    time_ns: the host's clock.
     """
 
     trigger: str
@@ -112,18 +147,72 @@ class ReclaimResult:
     freed: tuple[tuple[int, int], ...]
     seconds: float
     outcome: str
+    mixed_bytes: int = 0
+    time_ns: int = 0
 
     @property
     def bytes(self) -> int:
-        """Bytes of PTE pages freed, both kinds."""
-        return self.empty_bytes + self.zero_bytes
+        """Bytes of PTE pages freed, of every kind."""
+        return self.empty_bytes + self.zero_bytes + self.mixed_bytes
+
+
+class Usage(NamedTuple):
+    """Memory of the host or of a group, in bytes. min, low, high: the watermarks of free, of a group 0.
+
+    limit: a group's memory.max, 0 where there is none.  All 0 on a host without accounts of memory.
+    """
+
+    total: int = 0
+    free: int = 0
+    anon: int = 0
+    file: int = 0
+    shmem: int = 0
+    pgtables: int = 0
+    swap_total: int = 0
+    swap_free: int = 0
+    min: int = 0
+    low: int = 0
+    high: int = 0
+    limit: int = 0
+
+
+class HostNumbers(Protocol):
+    """The machine itself, read-only."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of memory; 0 where the host keeps no accounts of it."""
+
+    @property
+    def free(self) -> int:
+        """Bytes that are free."""
+
+    @property
+    def min(self) -> int:
+        """Watermark, bytes: below it whoever allocates reclaims."""
+
+    @property
+    def low(self) -> int:
+        """Watermark, bytes: below it kswapd wakes."""
+
+    @property
+    def high(self) -> int:
+        """Watermark, bytes: kswapd works up to it."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups; `View.group` holds indices in it."""
+
+    def usage(self, group: str | None = None) -> Usage:
+        """All numbers of the host, or of a group. KeyError where there is no such group."""
 
 
 class View(Protocol):
     """The host as last published: read-only arrays over all mms, row i of each is the same mm.
 
-    All are 1-D and of one length n; sizes are bytes. A policy over many mms is an expression over
-    these, or a walk of the first few of `ranking`.
+    All are 1-D and of one length n; sizes are bytes, times nanoseconds of the trace's time. A policy over many mms is
+    an expression over these, or a walk of the first few of `ranking`. A policy that serves a request for one mm or for
+    one group is handed a view of those mms alone.
     """
 
     @property
@@ -132,11 +221,19 @@ class View(Protocol):
 
     @property
     def rng(self) -> random.Random:
-        """The host's own generator, seeded: the only randomness that a plugin may use."""
+        """This decision's own generator, seeded by the host's: the only randomness that a plugin may use."""
+
+    @property
+    def host(self) -> HostNumbers:
+        """Memory of the machine and of its groups."""
 
     @property
     def pid(self) -> npt.NDArray[np.int32]:
         """Ascending."""
+
+    @property
+    def group(self) -> npt.NDArray[np.int32]:
+        """Index of the mm's group in `host.groups`, -1 for none."""
 
     @property
     def empty_bytes(self) -> I64:
@@ -179,12 +276,44 @@ class View(Protocol):
         """VmSwap."""
 
     @property
-    def last_fault_ns(self) -> I64:
-        """Time of the last fault, in the trace's time."""
-
-    @property
     def total_vm_bytes(self) -> I64:
         """VmSize."""
+
+    @property
+    def oom_score(self) -> I64:
+        """/proc/PID/oom_score: 0 to 1333, 666 for a small idle process. Of a host without accounts of memory as if what
+        its mms use were all there is."""
+
+    @property
+    def faults(self) -> I64:
+        """Faults so far."""
+
+    @property
+    def major_faults(self) -> I64:
+        """Faults that had to read a page from swap or a file."""
+
+    @property
+    def fault_rate(self) -> npt.NDArray[np.float64]:
+        """Faults per second of the trace's time: a moving average over the decisions that looked, of about a second."""
+
+    @property
+    def last_fault_ns(self) -> I64:
+        """Time of the last fault."""
+
+    @property
+    def oldest_reclaimable_ns(self) -> I64:
+        """Since when the mm has had reclaimable PTE pages without a break; 0 where it has none, or unknown."""
+
+    @property
+    def freed_bytes(self) -> I64:
+        """PTE pages freed so far, on request and by the profile itself."""
+
+    @property
+    def again_bytes(self) -> I64:
+        """PTE pages that were made again where one had been freed so."""
+
+    def sizes(self, kinds: Kinds) -> I64:
+        """What could be freed of these kinds."""
 
     def comm(self, pid: int) -> str:
         """The name of the mm's process, up to 15 characters."""
@@ -200,9 +329,13 @@ class Tunables(BaseModel):
 
 
 class Trigger:
-    """When to reclaim. Subclasses have a `name` ([a-z][a-z0-9_]*) and may declare Tunables."""
+    """When to reclaim. Subclasses have a `name` ([a-z][a-z0-9_]*) and may declare Tunables.
+
+    causes: the moments it is asked about; others cost nothing.
+    """
 
     name: ClassVar[str]
+    causes: ClassVar[frozenset[Cause]] = frozenset(Cause)
     Tunables: ClassVar[type[Tunables]] = Tunables
 
     def __init__(self, tunables: Tunables) -> None:
@@ -212,9 +345,19 @@ class Trigger:
         """Answer a moment: what to free now, or None for nothing. Called without the host's lock."""
         raise NotImplementedError
 
+    def observe(self, result: ReclaimResult) -> None:
+        """What came of a request of this trigger's."""
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers, as JSON has it: taken for checkpoints and replays on other machines."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state() of another instance."""
+
 
 class Policy:
-    """Which mms, in what order, which kinds and how much."""
+    """Which mms, in what order, which kinds and how much. Subclasses have a `name` and may declare Tunables."""
 
     name: ClassVar[str]
     Tunables: ClassVar[type[Tunables]] = Tunables
@@ -225,6 +368,16 @@ class Policy:
     def choose(self, view: View, request: ReclaimRequest) -> Iterator[Choice]:
         """Yield choices in order; asked no further than the request needs. Called without the host's lock."""
         raise NotImplementedError
+
+    def observe(self, result: ReclaimResult) -> None:
+        """What came of this policy's choices."""
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers, as JSON has it: taken for checkpoints and replays on other machines."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state() of another instance."""
 
 
 @hookspec

@@ -30,13 +30,14 @@ from pterefd.host.ranking import Ranking
 from pterefd.host.view import KEPT, RECLAIMABLE, HostView
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
-from pterefd.mm.free_ptes import free_ptes, note_all_kept, note_kept, note_walk
+from pterefd.mm.free_ptes import free_mixed, free_ptes, note_all_kept, note_kept, note_walk
 from pterefd.mm.overcommit import enough_memory, refuse
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSURE, run_events
 
 SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
+SLICE_SLOTS = 1024  # PMD pages that a search for mixed PTE pages looks through under the lock at a time
 
 _STOP_SESSION = -1  # beside STOP_*: the event is the session's
 _LIFE = (ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT, ev.OP_THP)
@@ -80,6 +81,8 @@ class Host:
     """A machine of simulated mms.
 
     on_teardown(process, counters) is called just before an mm goes (exit, exec, kill), with the lock held.
+    on_pressure(cause, group or None, bytes wanted) is asked for page tables at the low mark and before a kill,
+    without the lock; it returns bytes freed.
     memory: what the machine has; None: as much as it takes, and nothing is accounted.
     """
 
@@ -93,6 +96,7 @@ class Host:
         self.lock = threading.Lock()
         self.ranking = Ranking()
         self.on_teardown: Callable[[Process, MmCounters], None] | None = None
+        self.on_pressure: OnPressure | None = None
         self.events_total: dict[str, int] = dict.fromkeys(ev.OPS, 0)
         self.strict = False
         self.time_ns = 0
@@ -105,6 +109,7 @@ class Host:
         self._object_names: dict[int, str] = {}
         # by the identity of a trace's list of paths, which is kept, so that no other list gets its identity
         self._objects: dict[int, tuple[list[str], npt.NDArray[np.int64]]] = {}
+        self.seed = seed
         self._rng = random.Random(seed)
         self._ended: Counter[str] = Counter()  # faults and the like of mms that are gone
         self._pressure = Pressure(self, self._s, memory) if memory is not None else None
@@ -370,17 +375,39 @@ class Host:
                 return rows
             time.sleep(0)
 
-    def published_rows(self) -> Any:
-        """int64[n, MM_COLUMNS]: rows of all mms as last published, ascending by pid."""
-        living = sorted((pid, process.mm) for pid, process in list(self._processes.items()))
-        limit = len(self._published)
-        return self._read([mm for _, mm in living if mm < limit])
+    def published_rows(self, pids: frozenset[int] | None = None) -> Any:
+        """int64[n, MM_COLUMNS]: rows of all mms, or of these, as last published, ascending by pid."""
+        living = self._processes.copy()
+        if pids is not None:
+            living = {pid: living[pid] for pid in pids if pid in living}
+        order = np.fromiter(living, dtype=np.int64, count=len(living)).argsort()
+        mms = np.fromiter((process.mm for process in living.values()), dtype=np.int64, count=len(living))[order]
+        return self._read(mms[mms < len(self._published)])
 
     # ---- reading ------------------------------------------------------------------------------
 
     def view(self) -> HostView:
         """All mms as last published."""
         return HostView(self, self.time_ns, self._rng)
+
+    def group_of(self, pid: int) -> str:
+        """The mm's group; "" for none, and where there is no such mm."""
+        process = self._processes.get(pid)
+        return process.group if process is not None else ""
+
+    def in_group(self, group: str) -> frozenset[int]:
+        """Living mms of a group."""
+        return frozenset(process.pid for process in self.living() if process.group == group)
+
+    def oom_score_adjs(self, pids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """int64[n]: oom_score_adj of each; 0 for one that has ended."""
+        processes = (self._processes.get(pid) for pid in pids.tolist())
+        return np.fromiter((p.oom_score_adj if p else 0 for p in processes), dtype=np.int64, count=len(pids))
+
+    @property
+    def mms(self) -> int:
+        """How many are living."""
+        return len(self._processes)
 
     def pids(self) -> list[int]:
         """Living mms, ascending."""
@@ -459,16 +486,6 @@ class Host:
         return self._pressure.usage(group)
 
     @property
-    def on_pressure(self) -> OnPressure | None:
-        """Who is asked for page tables at the low mark and before a kill."""
-        return self._pressure.on_pressure if self._pressure is not None else None
-
-    @on_pressure.setter
-    def on_pressure(self, ask: OnPressure | None) -> None:
-        if self._pressure is not None:
-            self._pressure.on_pressure = ask
-
-    @property
     def kills(self) -> list[Kill]:
         """What the OOM killer has done, in order."""
         return list(self._pressure.kills) if self._pressure is not None else []
@@ -532,16 +549,16 @@ class Host:
 
     # ---- changing -----------------------------------------------------------------------------
 
-    def free_ptes(self, pid: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int]:
-        """Free empty and zero PTE pages of one mm, up to nbytes (None: all), and publish.
+    def free_ptes(self, pid: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int, int]:
+        """Free empty, zero and mixed PTE pages of one mm, up to nbytes (None: all), and publish.
 
-        Returns (bytes of empty pages, bytes of zero pages) freed. NoSuchMm where there is no such mm.
+        Returns (bytes of empty pages, of zero pages, of mixed pages) freed. NoSuchMm where there is no such mm.
         """
         left = (1 << 40) if nbytes is None else -(-nbytes // lo.PAGE)
         empty = zero = 0
         self.process(pid)
         begins = True
-        while left > 0:
+        while left > 0 and kinds & Kinds.BOTH:
             with self._asked():
                 process = self._processes.get(pid)
                 if process is None:
@@ -555,7 +572,26 @@ class Host:
             empty, zero, left = empty + e, zero + z, left - e - z
             if e + z == 0:
                 break
-        return empty * lo.PAGE, zero * lo.PAGE
+        mixed = self._free_mixed(pid, left, begins) if Kinds.MIXED in kinds else 0
+        return empty * lo.PAGE, zero * lo.PAGE, mixed * lo.PAGE
+
+    def _free_mixed(self, pid: int, left: int, begins: bool) -> int:
+        """Up to `left` mixed PTE pages of one mm; there is no bit for them, so its PTE pages are walked."""
+        freed = at = 0
+        while freed < left and at < lo.ADDRESS_END:
+            with self._asked():
+                process = self._processes.get(pid)
+                if process is None:
+                    break
+                if begins:
+                    note_walk(self._s, process.mm)
+                    begins = False
+                number, at = free_mixed(self._s, process.mm, at, min(left - freed, SLICE_PAGES), SLICE_SLOTS)
+                if number:
+                    mark_dirty(self._s, process.mm)
+                    self._publish()
+            freed += number
+        return freed
 
     def take_away(self, pid: int) -> None:
         """The OOM killer took pid: its mm goes, later events of it are lost. The caller has the lock."""

@@ -3,74 +3,224 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pterefd.engine import layout as lo
-from pterefd.hookspecs import Kinds
+from pterefd.hookspecs import Kinds, Usage
 
 if TYPE_CHECKING:
     from pterefd.host.host import Host
+    from pterefd.host.rates import FaultRates
 
 I64 = npt.NDArray[np.int64]
 RECLAIMABLE = (lo.M_EMPTY, lo.M_ZERO)
 KEPT = (lo.M_KEPT_EMPTY, lo.M_KEPT_ZERO)
+TABLES = (lo.M_NPTE, lo.M_NPMD, lo.M_NPUD, lo.M_UNLOCATED)
+RSS = (lo.M_E + lo.E_ANON, lo.M_E + lo.E_HUGE, lo.M_E + lo.E_FILE, lo.M_E + lo.E_SHMEM)
+OOM_SCORE_ADJ_MIN = -1000
 
 
-def _bytes(*columns: int, less: tuple[int, ...] = ()) -> property:
-    """Sum of columns that count pages, less the sum of others, as bytes: int64[n]."""
+def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy that nothing can make writable again: numpy refuses, as its memory is that of a bytes object."""
+    return np.frombuffer(array.tobytes(), dtype=array.dtype)
 
-    def get(self: HostView) -> I64:
-        pages = self.rows[:, list(columns)].sum(axis=1) - self.rows[:, list(less)].sum(axis=1)
-        array = np.asarray(pages * lo.PAGE)
-        array.flags.writeable = False
-        return array
 
-    return property(get)
+def _column(make: Callable[[HostView], npt.NDArray[Any]]) -> property:
+    """A column of the view: made at its first use, the same array from then on, read-only."""
+    name = make.__name__
+
+    def get(self: HostView) -> npt.NDArray[Any]:
+        column = self._columns.get(name)
+        if column is None:
+            column = self._columns[name] = frozen(make(self))
+        return column
+
+    return property(get, doc=make.__doc__)
+
+
+def _sum(name: str, *columns: int, less: tuple[int, ...] = (), unit: int = lo.PAGE) -> property:
+    """Sum of columns of the rows, less the sum of others, times unit: int64[n]."""
+
+    def make(self: HostView) -> I64:
+        number = self.rows[:, list(columns)].sum(axis=1) - self.rows[:, list(less)].sum(axis=1)
+        return np.asarray(number * unit)
+
+    make.__name__ = name
+    return _column(make)
+
+
+class Numbers:
+    """hookspecs.HostNumbers: memory of a host and its groups, as it is now."""
+
+    __slots__ = ("_host",)
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups."""
+        return tuple(self._host.groups)
+
+    def usage(self, group: str | None = None) -> Usage:
+        """All numbers of the host, or of a group; zeros where the host keeps no accounts of memory."""
+        if group is not None and group not in self.groups:
+            raise KeyError(group)
+        if self._host.memory is None:
+            return Usage()
+        numbers = self._host.usage(group)
+        return Usage(*(getattr(numbers, name) for name in Usage._fields))
+
+    @property
+    def total(self) -> int:
+        """Bytes of memory."""
+        return self.usage().total
+
+    @property
+    def free(self) -> int:
+        """Bytes that are free."""
+        return self.usage().free
+
+    @property
+    def min(self) -> int:
+        """Watermark, bytes."""
+        return self.usage().min
+
+    @property
+    def low(self) -> int:
+        """Watermark, bytes."""
+        return self.usage().low
+
+    @property
+    def high(self) -> int:
+        """Watermark, bytes."""
+        return self.usage().high
 
 
 class HostView:
-    """hookspecs.View over a simulated host. Arrays are taken at their first use, all from one publication."""
+    """hookspecs.View over a simulated host. Arrays are taken at their first use, all from one publication.
 
-    def __init__(self, host: Host, time_ns: int, rng: random.Random) -> None:
+    rng: the decision's generator, or what makes it when it is asked for.  rates: where fault rates are kept between
+    views.  pids: the mms that are shown, None for all.
+    """
+
+    __slots__ = ("_columns", "_given", "_host", "_pids", "_rates", "_rng", "_rows", "_time_ns")
+
+    def __init__(
+        self,
+        host: Host,
+        time_ns: int,
+        rng: random.Random | Callable[[], random.Random],
+        *,
+        rates: FaultRates | None = None,
+        pids: frozenset[int] | None = None,
+    ) -> None:
         self._host = host
+        self._time_ns = time_ns
+        self._rng = rng
+        self._rates = rates
+        self._pids = pids
         self._rows: Any = None
-        self.time_ns = time_ns
-        self.rng = rng
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+        self._given: set[int] = set()
+
+    @property
+    def time_ns(self) -> int:
+        """The host's clock."""
+        return self._time_ns
+
+    @property
+    def rng(self) -> random.Random:
+        """The decision's own generator."""
+        if not isinstance(self._rng, random.Random):
+            self._rng = self._rng()
+        return self._rng
+
+    @property
+    def host(self) -> Numbers:
+        """Memory of the machine and of its groups."""
+        return Numbers(self._host)
 
     @property
     def rows(self) -> Any:
         """int64[n, MM_COLUMNS]: the published rows of all mms, ascending by pid."""
         if self._rows is None:
-            self._rows = self._host.published_rows()
+            self._rows = self._host.published_rows(self._pids)
         return self._rows
 
-    @property
+    @_column
     def pid(self) -> npt.NDArray[np.int32]:
         """int32[n], ascending."""
         return np.asarray(self.rows[:, lo.M_PID].astype(np.int32))
 
-    @property
-    def last_fault_ns(self) -> I64:
-        """int64[n], the trace's time."""
-        return np.asarray(self.rows[:, lo.M_LAST_FAULT])
+    @_column
+    def group(self) -> npt.NDArray[np.int32]:
+        """int32[n], index in host.groups, -1 for none."""
+        names = {name: index for index, name in enumerate(self.host.groups)}
+        if not names:
+            return np.full(len(self.rows), -1, dtype=np.int32)
+        groups = (names.get(self._host.group_of(pid), -1) for pid in self.pid.tolist())
+        return np.fromiter(groups, dtype=np.int32, count=len(self.rows))
 
-    empty_bytes = _bytes(lo.M_EMPTY)
-    zero_bytes = _bytes(lo.M_ZERO)
-    reclaimable_empty_bytes = _bytes(lo.M_EMPTY, less=(lo.M_KEPT_EMPTY,))
-    reclaimable_zero_bytes = _bytes(lo.M_ZERO, less=(lo.M_KEPT_ZERO,))
-    reclaimable_bytes = _bytes(*RECLAIMABLE, less=KEPT)
-    mixed_bytes = _bytes(lo.M_MIXED)
-    unlocated_bytes = _bytes(lo.M_UNLOCATED)
-    pgtables_bytes = _bytes(lo.M_NPTE, lo.M_NPMD, lo.M_NPUD, lo.M_UNLOCATED)
-    anon_bytes = _bytes(lo.M_E + lo.E_ANON, lo.M_E + lo.E_HUGE)
-    file_bytes = _bytes(lo.M_E + lo.E_FILE)
-    shmem_bytes = _bytes(lo.M_E + lo.E_SHMEM)
-    swap_bytes = _bytes(lo.M_E + lo.E_SWAP)
-    total_vm_bytes = _bytes(lo.M_TOTAL_VM)
+    @_column
+    def oom_score(self) -> I64:
+        """int64[n], fs/proc/base.c proc_oom_score; in pages of the mm's RSS, swap entries and page tables."""
+        points = self.rows[:, [*RSS, lo.M_E + lo.E_SWAP, *TABLES]].sum(axis=1)
+        usage = self.host.usage()
+        total = (usage.total + usage.swap_total) // lo.PAGE or int(points.sum()) or 1
+        adjust = self._host.oom_score_adjs(self.pid)
+        badness = points + adjust * (total // 1000)
+        # C divides towards zero
+        score = 1000 + np.trunc(badness * 1000 / total).astype(np.int64)
+        score = np.where(score > 0, score * 2 // 3, 0)
+        return np.where(adjust == OOM_SCORE_ADJ_MIN, 0, score)
+
+    @_column
+    def fault_rate(self) -> npt.NDArray[np.float64]:
+        """float64[n], faults per second of the trace's time."""
+        if self._rates is None:
+            return np.zeros(len(self.rows))
+        return self._rates.look(self._time_ns, self.pid, self.faults, whole=self._pids is None)
+
+    empty_bytes = _sum("empty_bytes", lo.M_EMPTY)
+    zero_bytes = _sum("zero_bytes", lo.M_ZERO)
+    reclaimable_empty_bytes = _sum("reclaimable_empty_bytes", lo.M_EMPTY, less=(lo.M_KEPT_EMPTY,))
+    reclaimable_zero_bytes = _sum("reclaimable_zero_bytes", lo.M_ZERO, less=(lo.M_KEPT_ZERO,))
+    reclaimable_bytes = _sum("reclaimable_bytes", *RECLAIMABLE, less=KEPT)
+    mixed_bytes = _sum("mixed_bytes", lo.M_MIXED)
+    unlocated_bytes = _sum("unlocated_bytes", lo.M_UNLOCATED)
+    pgtables_bytes = _sum("pgtables_bytes", *TABLES)
+    anon_bytes = _sum("anon_bytes", lo.M_E + lo.E_ANON, lo.M_E + lo.E_HUGE)
+    file_bytes = _sum("file_bytes", lo.M_E + lo.E_FILE)
+    shmem_bytes = _sum("shmem_bytes", lo.M_E + lo.E_SHMEM)
+    swap_bytes = _sum("swap_bytes", lo.M_E + lo.E_SWAP)
+    total_vm_bytes = _sum("total_vm_bytes", lo.M_TOTAL_VM)
+    freed_bytes = _sum("freed_bytes", lo.M_FREED_AUTO, lo.M_FREED_REQUEST)
+    again_bytes = _sum("again_bytes", lo.M_AGAIN)
+    faults = _sum("faults", lo.M_FAULTS, unit=1)
+    last_fault_ns = _sum("last_fault_ns", lo.M_LAST_FAULT, unit=1)
+    major_faults = _sum("major_faults", lo.M_MAJOR, lo.M_SWAP_INS, unit=1)
+    oldest_reclaimable_ns = _sum("oldest_reclaimable_ns", lo.M_SINCE, unit=1)
+
+    def sizes(self, kinds: Kinds) -> I64:
+        """int64[n]: what could be freed of these kinds."""
+        name = f"sizes {kinds.value}"
+        column = self._columns.get(name)
+        if column is None:
+            parts = {
+                Kinds.EMPTY: self.reclaimable_empty_bytes,
+                Kinds.ZERO: self.reclaimable_zero_bytes,
+                Kinds.MIXED: self.mixed_bytes,
+            }
+            total = np.zeros(len(self.rows), dtype=np.int64)
+            for kind in kinds:
+                total += parts[kind]
+            column = self._columns[name] = frozen(total)
+        return column
 
     def comm(self, pid: int) -> str:
         """The name of the mm's process."""
@@ -78,9 +228,21 @@ class HostView:
 
     def ranking(self, kinds: Kinds) -> Iterator[int]:
         """Pids by falling reclaimable bytes of these kinds; both kinds: the kept order, O(1) an item."""
-        if kinds == Kinds.BOTH:
-            yield from self._host.ranking
+        if kinds == Kinds.BOTH and self._pids is None:
+            for pid in self._host.ranking:
+                self._given.add(pid)
+                yield pid
             return
-        sizes = self.reclaimable_empty_bytes if kinds == Kinds.EMPTY else self.reclaimable_zero_bytes
-        order = np.argsort(-sizes, kind="stable")
-        yield from self.pid[order[: np.count_nonzero(sizes)]].tolist()
+        sizes = self.sizes(kinds)
+        some = np.flatnonzero(sizes)
+        order = some[np.argsort(-sizes[some], kind="stable")]
+        yield from self.pid[order].tolist()
+
+    def shown(self, pid: int) -> bool:
+        """Whether this view has told of an mm of that pid, which may have ended since."""
+        if pid in self._given:
+            return True
+        if self._rows is None:
+            return False
+        place = int(np.searchsorted(self.pid, pid))
+        return place < len(self.pid) and int(self.pid[place]) == pid

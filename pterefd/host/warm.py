@@ -41,5 +41,5 @@ def warm() -> None:
     )
     host = Host(named("v6.18"), limits=_LIMITS)
     host.run(batch, 0, n - 1)
-    host.free_ptes(1, Kinds.BOTH, None)
+    host.free_ptes(1, Kinds.BOTH | Kinds.MIXED, None)
     host.run(batch, n - 1, n)

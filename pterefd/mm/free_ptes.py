@@ -12,11 +12,13 @@ from pterefd.engine.layout import (
     ADDRESS_END,
     G_NDIRTY,
     K_EMPTY,
+    K_MIXED,
     K_ZERO,
     M_EMPTY,
     M_FREED_REQUEST,
     M_KEPT_EMPTY,
     M_KEPT_ZERO,
+    M_MIXED,
     M_NPTE,
     M_PEAK_FREEABLE,
     M_PFN_HIGH,
@@ -28,6 +30,7 @@ from pterefd.engine.layout import (
     M_ZERO,
     P_REF,
     PMD_BITS,
+    PMD_PAGES,
     PMD_RECLAIMABLE,
     SLOT_SHIFT,
     SPAN,
@@ -148,6 +151,41 @@ def free_ptes(s, m, empty, zero, most):
                     freed_empty += is_empty
                     freed_zero += not is_empty
     return freed_empty, freed_zero
+
+
+@kernel
+def free_mixed(s, m, start, most, slots):
+    """Free up to `most` mixed PTE pages from address `start` on, looking through at most so many GiB slots.
+
+    Beyond the mail, under the rules of its walk. Returns (pages freed, address to go on from; ADDRESS_END at the end).
+    """
+    if s.mm[m, M_PROFILE] & PF_EMPTY_ONLY:
+        return 0, ADDRESS_END
+    freed = 0
+    base = s.mm[m, M_SLOTS]
+    for h in range(s.mm[m, M_SLOTS + 1]):
+        at = s.key[base + h] << SLOT_SHIFT
+        if at + (512 << SPAN_SHIFT) <= start:
+            continue
+        if s.mm[m, M_MIXED] == 0:
+            break
+        if slots == 0:
+            return freed, at
+        t = s.val[base + h]
+        if s.pmd[t, PMD_PAGES] == 0:
+            continue
+        slots -= 1
+        for i in range(512):
+            p = s.pmd[t, i]
+            span = at + (i << SPAN_SHIFT)
+            if p == 0 or span < start or kind_of(s.pte[p, P_REF]) != K_MIXED:
+                continue
+            if freed == most:
+                return freed, span
+            if _always_free(s, m, span) or may_free(s, m, span):
+                _free_one(s, m, t, i, span)
+                freed += 1
+    return freed, ADDRESS_END
 
 
 # ---- what is empty or zero, and would not be freed now ----------------------------------------------

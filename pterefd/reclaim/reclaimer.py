@@ -1,24 +1,63 @@
 """One act of reclaim: a moment is put to the triggers, the policy chooses, the host frees, it is counted.
 
-Plugins are guarded: one that raises or answers nonsense is logged with its name and counted; the
-built-in default policy does the work then.
+Plugins are guarded (guard.py): one that raises, answers nonsense or is over its time is logged with its name and
+counted; the built-in default policy does the work then, and one that fails again and again is put aside.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pterefd.errors import BadInput, NoSuchMm
-from pterefd.hookspecs import Cause, Choice, Kinds, Moment, Policy, ReclaimRequest, ReclaimResult, Trigger, Tunables
+from pterefd.hookspecs import Cause, Choice, Kinds, Moment, ReclaimRequest, ReclaimResult, Tunables
 from pterefd.host.host import Host
-from pterefd.reclaim.plugins import Plugins
+from pterefd.host.rates import FaultRates
+from pterefd.host.view import HostView
+from pterefd.reclaim.guard import Abandoned, Plugin, Watch, guarded, has_own, plain
+from pterefd.reclaim.plugins import OBSERVER, Plugins
+from pterefd.reclaim.seats import Conduct, Seats
 
 DEFAULT_POLICY = "largest_first"
 DEFAULT_TRIGGER = "on_demand"
+DEADLINE_SECONDS = 1.0
+FAILURES = 3  # in a row, before a plugin is put aside
+SPARE_CHOICES = 64  # in a row that free nothing, beyond two an mm: a policy that yields for ever is stopped
+
+
+@dataclass
+class _Act:
+    """One moment on its way. It can be gone on with behind any plugin: each is crossed off before it is called."""
+
+    moment: Moment
+    started: float
+    number: int
+    to_ask: list[str]
+    trigger: str = ""
+    request: ReclaimRequest | None = None
+    policies: list[str] = field(default_factory=list)
+    policy: str = ""
+    freed: list[tuple[int, int]] = field(default_factory=list)
+    sums: Counter[str] = field(default_factory=Counter)
+    result: ReclaimResult | None = None
+    to_tell: list[tuple[Plugin, Callable[[ReclaimResult], object]]] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Freed so far."""
+        return self.sums.total()
+
+    @property
+    def left(self) -> int | None:
+        """Bytes still wanted; None for all there is."""
+        wanted = None if self.request is None else self.request.bytes_wanted
+        return None if wanted is None else wanted - self.bytes
 
 
 class Reclaimer:
@@ -26,6 +65,9 @@ class Reclaimer:
 
     totals: bytes freed by (trigger, policy, kind).  runs: acts by (trigger, policy, outcome).
     plugin_errors: by name of trigger, policy or plugin.
+    policies_by_trigger: policies of triggers that do not take the one in charge.
+    deadline: seconds that a plugin may take for one decision; None for no limit, and no thread of its own.
+    failures: of a plugin, in a row, before it is put aside.
     """
 
     def __init__(
@@ -38,27 +80,31 @@ class Reclaimer:
         triggers: tuple[str, ...] = (DEFAULT_TRIGGER,),
         policy_tunables: dict[str, dict[str, Any]] | None = None,
         trigger_tunables: dict[str, dict[str, Any]] | None = None,
+        policies_by_trigger: dict[str, str] | None = None,
+        deadline: float | None = DEADLINE_SECONDS,
+        failures: int = FAILURES,
     ) -> None:
         self._host = host
         self._plugins = plugins
         self._log = log
         self._acting = threading.Lock()
         self._observers: list[Callable[[ReclaimResult], None]] = []
+        self._deadline = deadline
+        self._decisions = 0
+        self._rates = FaultRates()
+        self._conduct = Conduct(failures)
         self.totals: Counter[tuple[str, str, str]] = Counter()
         self.runs: Counter[tuple[str, str, str]] = Counter()
-        self.plugin_errors: Counter[str] = Counter()
-        self._policies = self._make_all(plugins.policies, policy_tunables or {}, "policy")
-        self._triggers = self._make_all(plugins.triggers, trigger_tunables or {}, "trigger")
-        self._policy = policy
-        self._active = list(triggers)
-        self.set_policy(policy)
+        self._policies = Seats("policy", plugins, policy_tunables or {})
+        self._triggers = Seats("trigger", plugins, trigger_tunables or {})
+        self._policy = self._policies.known(policy)
+        self._by_trigger: dict[str, str] = {}
+        for trigger, name in (policies_by_trigger or {}).items():
+            self.set_policy_of(trigger, name)
+        self._active: list[str] = []
+        self._answering: dict[Cause, list[str]] = {}
         self.set_triggers(list(triggers))
-
-    def _make_all(self, classes: dict[str, Any], values: dict[str, dict[str, Any]], kind: str) -> dict[str, Any]:
-        for name in values:
-            if name not in classes:
-                raise BadInput(f"tunables for a {kind} {name!r} that no plugin registers")
-        return {name: self._plugins.make(cls, values.get(name, {})) for name, cls in classes.items()}
+        host.on_pressure = self.pressure
 
     # ---- what is chosen -----------------------------------------------------------------------
 
@@ -74,36 +120,118 @@ class Reclaimer:
 
     def available_policies(self) -> list[str]:
         """Names of all policies."""
-        return sorted(self._policies)
+        return self._policies.names()
 
     def available_triggers(self) -> list[str]:
         """Names of all triggers."""
-        return sorted(self._triggers)
+        return self._triggers.names()
 
     def set_policy(self, name: str) -> None:
         """Another policy, from the next decision on. BadInput where there is none of that name."""
-        if name not in self._policies:
-            raise BadInput(f"no policy {name!r}; there are: {', '.join(self.available_policies())}")
-        self._policy = name
+        self._policy = self._policies.known(name)
+
+    def policy_of(self, trigger: str) -> str | None:
+        """The policy that a trigger has for itself; None where it takes the one in charge."""
+        return self._by_trigger.get(trigger)
+
+    def set_policy_of(self, trigger: str, name: str | None) -> None:
+        """A trigger's own policy from its next decision on; None for the one in charge. BadInput."""
+        self._triggers.known(trigger)
+        if name is None:
+            self._by_trigger.pop(trigger, None)
+        else:
+            self._by_trigger[trigger] = self._policies.known(name)
 
     def set_triggers(self, names: list[str]) -> None:
         """The triggers that are asked from now on. BadInput where there is none of a name."""
-        for name in names:
-            if name not in self._triggers:
-                raise BadInput(f"no trigger {name!r}; there are: {', '.join(self.available_triggers())}")
-        self._active = list(dict.fromkeys(names))
+        self._active = list(dict.fromkeys(self._triggers.known(name) for name in names))
+        self._answering = {
+            cause: [name for name in self._active if cause in self._triggers[name].causes] for cause in Cause
+        }
 
     def policy_tunables(self) -> dict[str, Tunables]:
         """Tunables of the policies that declare any."""
-        return {name: p.tunables for name, p in self._policies.items() if type(p.tunables).model_fields}
+        return self._policies.tunables()
 
     def trigger_tunables(self) -> dict[str, Tunables]:
         """Tunables of the triggers that declare any."""
-        return {name: t.tunables for name, t in self._triggers.items() if type(t.tunables).model_fields}
+        return self._triggers.tunables()
 
     def on_result(self, observer: Callable[[ReclaimResult], None]) -> None:
         """Call observer with every result."""
         self._observers.append(observer)
+
+    # ---- plugins ------------------------------------------------------------------------------
+
+    @property
+    def plugin_errors(self) -> Counter[str]:
+        """Failures by name of the plugin."""
+        return self._conduct.errors
+
+    def put_aside(self) -> dict[Plugin, str]:
+        """(kind, name) of the plugins that are not called any more, and what they did last."""
+        return dict(self._conduct.aside)
+
+    def take_back(self, name: str) -> None:
+        """Call a plugin again that was put aside: `NAME` or `KIND NAME`. BadInput where there is none."""
+        found = [plugin for plugin in self._conduct.aside if name in (plugin[1], " ".join(plugin))]
+        if not found:
+            raise BadInput(f"{name!r} is not put aside")
+        for plugin in found:
+            self._conduct.take_back(plugin)
+
+    def changed_files(self) -> dict[Path, tuple[int, int]]:
+        """Plugin files that are new or have changed, with a stamp of what they are now."""
+        return self._plugins.changed()
+
+    def reload(self, files: Iterable[Path] | None = None) -> list[str]:
+        """Take up new and changed plugin files (these, or all that there are); what was there carries on otherwise.
+
+        Returns what came in, as `KIND NAME`. BadInput, in one line, where a file does not fit, once the others are in.
+        """
+        with self._acting:
+            names, errors = self._plugins.reload(files)
+            for seats in (self._policies, self._triggers):
+                for kind, name in names:
+                    if kind == seats.kind:
+                        try:
+                            seats.remake(name)
+                        except BadInput as error:
+                            errors.append(str(error))
+                        self._conduct.take_back((kind, name))
+                seats.drop_missing()
+            if self._policy not in self._policies:
+                self._policy = DEFAULT_POLICY
+            self._by_trigger = {
+                t: p for t, p in self._by_trigger.items() if t in self._triggers and p in self._policies
+            }
+            self.set_triggers([name for name in self._active if name in self._triggers])
+        came = [f"{kind} {name}" for kind, name in names]
+        if came:
+            self._log.info("plugins reloaded", plugins=came)
+        for reason in errors:
+            self._log.error("plugin refused", error=reason)
+        if errors:
+            raise BadInput("; ".join(errors))
+        return came
+
+    def state(self) -> dict[str, Any]:
+        """What plugins remember, and what a view remembers for them: as JSON has it."""
+        with self._acting:
+            return {
+                "decisions": self._decisions,
+                "rates": self._rates.state(),
+                "policies": self._policies.state(),
+                "triggers": self._triggers.state(),
+            }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state() of a reclaimer with the same plugins."""
+        with self._acting:
+            self._decisions = int(state["decisions"])
+            self._rates.restore(state["rates"])
+            self._policies.restore(state["policies"])
+            self._triggers.restore(state["triggers"])
 
     # ---- acts ---------------------------------------------------------------------------------
 
@@ -116,122 +244,244 @@ class Reclaimer:
             self._host.process(pid)
         return self.moment(Moment(Cause.WRITE, self._host.time_ns, pid=pid))
 
+    def reclaim(self, nbytes: int) -> ReclaimResult | None:
+        """Somebody wrote bytes to sys/vm/pt_reclaim/reclaim. None where no trigger answers."""
+        return self.moment(Moment(Cause.RECLAIM, self._host.time_ns, bytes=nbytes))
+
+    def pressure(self, cause: Cause, group: str | None, nbytes: int) -> int:
+        """Memory of the host, or of a group, is short by nbytes: Cause.LOW or Cause.OOM. Returns bytes freed."""
+        if not self._answering[cause]:
+            return 0
+        result = self.moment(Moment(cause, self._host.time_ns, bytes=nbytes, group=group))
+        return 0 if result is None else result.bytes
+
+    @property
+    def ticking(self) -> bool:
+        """Whether some active trigger wants to know that the trace's time moved on."""
+        return bool(self._answering[Cause.TICK])
+
+    def tick(self) -> None:
+        """The trace's time moved on, by about 10 ms. Costs nothing where no active trigger answers TICK."""
+        if self._answering[Cause.TICK]:
+            self.moment(Moment(Cause.TICK, self._host.time_ns))
+
     def moment(self, moment: Moment) -> ReclaimResult | None:
         """Put a moment to the triggers; the first that answers with a request is served."""
-        with self._acting:
-            for name in self._active:
-                request = self._ask(name, self._triggers[name], moment)
-                if request is not None:
-                    return self._act(name, request)
-        return None
-
-    def _ask(self, name: str, trigger: Trigger, moment: Moment) -> ReclaimRequest | None:
-        try:
-            request = trigger.request(self._host.view(), moment)
-            if request is not None and not isinstance(request, ReclaimRequest):
-                raise TypeError(f"request() returned {type(request).__name__}, not a ReclaimRequest")
-        except Exception as error:
-            self._failed("trigger", name, error)
+        aside = self._conduct.aside
+        if not self._answering[moment.cause]:
             return None
+        with self._acting:
+            to_ask = [name for name in self._answering[moment.cause] if ("trigger", name) not in aside]
+            act = _Act(moment, time.perf_counter(), self._decisions, to_ask)
+            self._decisions += 1
+            guarded(lambda watch: self._steps(act, watch), self._deadline, self._failed)
+        return act.result
+
+    def _steps(self, act: _Act, watch: Watch) -> None:
+        """The act from where it stands to its end."""
+        while act.request is None:
+            if not act.to_ask:
+                return
+            name = act.to_ask.pop(0)
+            request = self._ask(name, act, watch)
+            if request is not None:
+                act.trigger, act.request = name, request
+                chosen = self._by_trigger.get(name, self._policy)
+                names = dict.fromkeys((chosen, DEFAULT_POLICY))
+                act.policies = [name for name in names if ("policy", name) not in self._conduct.aside]
+        while act.result is None:
+            if not act.policies:
+                act.result = self._result(act, failed=True)
+                break
+            act.policy = act.policies.pop(0)
+            if self._serve(act, watch):
+                act.result = self._result(act)
+        if act.to_tell is None:
+            self._note(act.result)
+            act.to_tell = list(self._listeners(act))
+        while act.to_tell:
+            plugin, function = act.to_tell.pop(0)
+            try:
+                watch.call(plugin, function, act.result)
+            except Exception as error:
+                self._failed(plugin, error)
+
+    def _view(self, act: _Act, request: ReclaimRequest | None = None) -> HostView:
+        """The host for a plugin's eyes: all of it, or what a request is about."""
+        pids: frozenset[int] | None = None
+        if request is not None and request.pid is not None:
+            pids = frozenset((request.pid,))
+        elif request is not None and request.group is not None:
+            pids = self._host.in_group(request.group)
+        seed = f"{self._host.seed} {act.number} {'trigger' if request is None else 'policy'}"
+        return HostView(self._host, self._host.time_ns, lambda: random.Random(seed), rates=self._rates, pids=pids)
+
+    def _ask(self, name: str, act: _Act, watch: Watch) -> ReclaimRequest | None:
+        trigger, plugin = self._triggers[name], ("trigger", name)
+        try:
+            request = watch.call(plugin, trigger.request, self._view(act), act.moment)
+            if request is not None:
+                request = self._checked_request(request, act.moment)
+        except BaseException as error:
+            self._caught(plugin, error)
+            return None
+        if request is not None:
+            self._conduct.served(plugin)
         return request
 
-    def _act(self, trigger: str, request: ReclaimRequest) -> ReclaimResult:
-        started = time.perf_counter()
-        policy = self._policy
-        freed: list[tuple[int, int]] = []
-        sums = {"empty": 0, "zero": 0}
-        complete = self._serve(policy, self._policies[policy], request, freed, sums)
-        if not complete and policy != DEFAULT_POLICY:
-            policy = DEFAULT_POLICY
-            self._serve(policy, self._policies[policy], request, freed, sums)
-        total = sums["empty"] + sums["zero"]
-        wanted = request.bytes_wanted
-        outcome = "nothing" if total == 0 else "done" if wanted is None or total >= wanted else "partly"
-        result = ReclaimResult(
-            trigger=trigger,
-            policy=policy,
-            request=request,
-            empty_bytes=sums["empty"],
-            zero_bytes=sums["zero"],
-            freed=tuple(freed),
-            seconds=time.perf_counter() - started,
-            outcome=outcome,
-        )
-        self._note(result)
-        return result
+    def _checked_request(self, request: Any, moment: Moment) -> ReclaimRequest:
+        if not isinstance(request, ReclaimRequest):
+            raise TypeError(f"request() returned {type(request).__name__}, not a ReclaimRequest")
+        if not isinstance(request.kinds, Kinds) or not request.kinds:
+            raise ValueError(f"asked for kinds {request.kinds!r}")
+        if request.bytes_wanted is not None and _whole("bytes_wanted", request.bytes_wanted) <= 0:
+            raise ValueError(f"asked for {request.bytes_wanted} bytes")
+        if request.pid is not None:
+            self._host.process(_whole("pid", request.pid))
+        elif request.group is None and moment.group is not None:
+            return replace(request, group=moment.group)
+        return request
 
-    def _serve(
-        self,
-        name: str,
-        policy: Policy,
-        request: ReclaimRequest,
-        freed: list[tuple[int, int]],
-        sums: dict[str, int],
-    ) -> bool:
+    def _serve(self, act: _Act, watch: Watch) -> bool:
         """Follow a policy's choices until there is enough. False where it failed."""
-        offered = set(self._host.pids())
-        left = None if request.bytes_wanted is None else request.bytes_wanted - sums["empty"] - sums["zero"]
+        assert act.request is not None
+        plugin = ("policy", act.policy)
+        view = self._view(act, act.request)
         try:
-            for choice in self._choices(policy, request):
-                if left is not None and left <= 0:
-                    break
-                kinds = request.kinds if choice.kinds is None else choice.kinds & request.kinds
-                limits = [limit for limit in (left, choice.bytes) if limit is not None]
+            for pid, kinds, nbytes in self._choices(act, plugin, view, watch):
+                limits = [limit for limit in (act.left, nbytes) if limit is not None]
                 try:
-                    empty, zero = self._host.free_ptes(choice.pid, kinds, min(limits) if limits else None)
+                    empty, zero, mixed = self._host.free_ptes(pid, kinds, min(limits) if limits else None)
                 except NoSuchMm:
-                    if choice.pid not in offered:
+                    if not view.shown(pid) and pid != act.request.pid:
                         raise  # the policy made it up
                     continue  # it ended since the policy looked
-                sums["empty"] += empty
-                sums["zero"] += zero
-                if empty + zero:
-                    freed.append((choice.pid, empty + zero))
-                if left is not None:
-                    left -= empty + zero
-        except Exception as error:
-            self._failed("policy", name, error)
+                act.sums.update(empty=empty, zero=zero, mixed=mixed)
+                if empty + zero + mixed:
+                    act.freed.append((pid, empty + zero + mixed))
+        except BaseException as error:
+            self._caught(plugin, error)
             return False
+        self._conduct.served(plugin)
         return True
 
-    def _choices(self, policy: Policy, request: ReclaimRequest) -> Iterator[Choice]:
-        """The policy's choices, checked; one about another mm than the request's is an error."""
-        for choice in policy.choose(self._host.view(), request):
-            if not isinstance(choice, Choice):
-                raise TypeError(f"choose() yielded {type(choice).__name__}, not a Choice")
-            if request.pid is not None and choice.pid != request.pid:
-                raise ValueError(f"chose pid {choice.pid} where pid {request.pid} was asked for")
-            yield choice
+    def _choices(
+        self, act: _Act, plugin: Plugin, view: HostView, watch: Watch
+    ) -> Iterator[tuple[int, Kinds, int | None]]:
+        """The policy's choices as (pid, kinds, bytes), checked, as long as something is wanted."""
+        request = act.request
+        assert request is not None
+        choices = watch.call(plugin, iter, watch.call(plugin, self._policies[plugin[1]].choose, view, request))
+        step, close = choices.__next__, getattr(choices, "close", None)
+        empty_handed = 0
+        try:
+            while act.left is None or act.left > 0:
+                try:
+                    choice = watch.call(plugin, step)
+                except StopIteration:
+                    return
+                before = act.bytes
+                yield self._checked_choice(choice, request, view)
+                empty_handed = empty_handed + 1 if act.bytes == before else 0
+                if empty_handed > SPARE_CHOICES + 2 * self._host.mms:
+                    raise ValueError(f"made {empty_handed} choices in a row that freed nothing")
+        finally:
+            if close is not None:
+                watch.call(plugin, close)
 
-    def _failed(self, kind: str, name: str, error: Exception) -> None:
-        self.plugin_errors[name] += 1
-        self._log.error("plugin.failed", kind=kind, plugin=name, error=f"{type(error).__name__}: {error}")
+    def _checked_choice(self, choice: Any, request: ReclaimRequest, view: HostView) -> tuple[int, Kinds, int | None]:
+        if not isinstance(choice, Choice):
+            raise TypeError(f"choose() yielded {type(choice).__name__}, not a Choice")
+        pid = _whole("pid", choice.pid)
+        if request.pid is not None and pid != request.pid:
+            raise ValueError(f"chose pid {pid} where pid {request.pid} was asked for")
+        if request.group is not None and not view.shown(pid) and self._host.group_of(pid) != request.group:
+            raise ValueError(f"chose pid {pid}, which is not in the group {request.group!r} that was asked for")
+        if not isinstance(choice.kinds, Kinds | None):
+            raise TypeError(f"chose kinds {choice.kinds!r}")
+        if choice.bytes is not None and _whole("bytes", choice.bytes) < 0:
+            raise ValueError(f"chose {choice.bytes} bytes")
+        return pid, request.kinds if choice.kinds is None else choice.kinds & request.kinds, choice.bytes
+
+    def _result(self, act: _Act, *, failed: bool = False) -> ReclaimResult:
+        assert act.request is not None
+        left = act.left
+        outcome = "done" if left is None or left <= 0 else "partly"
+        if act.bytes == 0:
+            outcome = "failed" if failed else "nothing"
+        return ReclaimResult(
+            trigger=act.trigger,
+            policy=act.policy or DEFAULT_POLICY,
+            request=act.request,
+            empty_bytes=act.sums["empty"],
+            zero_bytes=act.sums["zero"],
+            mixed_bytes=act.sums["mixed"],
+            freed=tuple(act.freed),
+            seconds=time.perf_counter() - act.started,
+            outcome=outcome,
+            time_ns=act.moment.time_ns,
+        )
+
+    # ---- what is told -------------------------------------------------------------------------
+
+    def _caught(self, plugin: Plugin, error: BaseException) -> None:
+        """What a plugin's call raised: its failure, but for what is not its own."""
+        if isinstance(error, Abandoned) or (self._deadline is None and isinstance(error, KeyboardInterrupt)):
+            raise error
+        self._failed(plugin, error)
+
+    def _failed(self, plugin: Plugin, error: BaseException) -> None:
+        kind, name = plugin
+        aside = self._conduct.failed(plugin, error, may_go=plugin != ("policy", DEFAULT_POLICY))
+        self._log.error("plugin.failed", kind=kind, plugin=name, error=plain(error))
+        if aside:
+            self._log.error("plugin.put_aside", kind=kind, plugin=name)
 
     def _note(self, result: ReclaimResult) -> None:
-        """Count, log and tell of one act."""
-        for kind, number in (("empty", result.empty_bytes), ("zero", result.zero_bytes)):
-            self.totals[result.trigger, result.policy, kind] += number
+        """Count and log one act."""
+        kinds = {"empty": result.empty_bytes, "zero": result.zero_bytes, "mixed": result.mixed_bytes}
+        for kind, number in kinds.items():
+            if number or kind != "mixed":
+                self.totals[result.trigger, result.policy, kind] += number
         self.runs[result.trigger, result.policy, result.outcome] += 1
+        more: dict[str, Any] = {"mixed_bytes": result.mixed_bytes} if Kinds.MIXED in result.request.kinds else {}
+        if result.request.group is not None:
+            more["group"] = result.request.group
         self._log.info(
             "reclaimed",
             trigger=result.trigger,
             policy=result.policy,
             pid=result.request.pid,
-            kinds=_names(result.request.kinds),
+            kinds=result.request.kinds.text,
             empty_bytes=result.empty_bytes,
             zero_bytes=result.zero_bytes,
             mms=len(result.freed),
             outcome=result.outcome,
             seconds=round(result.seconds, 6),
+            **more,
         )
         for observer in self._observers:
             observer(result)
-        for implementation in self._plugins.manager.hook.pterefd_reclaimed.get_hookimpls():
-            try:
-                implementation.function(*[result][: len(implementation.argnames)])
-            except Exception as error:
-                self._failed("observer", self._plugins.names_of(implementation), error)
+
+    def _listeners(self, act: _Act) -> Iterator[tuple[Plugin, Callable[[ReclaimResult], object]]]:
+        """Who of the plugins is told of the act's result."""
+        assert act.result is not None
+        for kind, name, seats in (("trigger", act.trigger, self._triggers), ("policy", act.policy, self._policies)):
+            if name and has_own(seats[name], "observe") and (kind, name) not in self._conduct.aside:
+                yield (kind, name), seats[name].observe
+        for implementation in self._plugins.observers():
+            plugin = (OBSERVER, self._plugins.name_of(implementation))
+            if plugin not in self._conduct.aside:
+                yield plugin, _told(implementation)
 
 
-def _names(kinds: Kinds) -> str:
-    return "+".join(kind.name.lower() for kind in Kinds if kind in kinds and kind.name)
+def _told(implementation: Any) -> Callable[[ReclaimResult], object]:
+    """A hook's function, which may do without its argument."""
+    return lambda result: implementation.function(*[result][: len(implementation.argnames)])
+
+
+def _whole(what: str, number: Any) -> int:
+    """A whole number of Python's or numpy's. TypeError."""
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{what} is {number!r}, no whole number")
+    return int(number)

@@ -37,7 +37,7 @@ def test_views_and_ranking_show_what_was_published() -> None:
     assert list(view.ranking(Kinds.BOTH)) == [9, 5, 8, 7]
     assert list(view.ranking(Kinds.EMPTY)) == [9, 5, 7]
     assert list(view.ranking(Kinds.ZERO)) == [8]
-    assert machine.free_ptes(9, Kinds.BOTH, 5 * 4096) == (5 * 4096, 0)
+    assert machine.free_ptes(9, Kinds.BOTH, 5 * 4096) == (5 * 4096, 0, 0)
     assert list(machine.view().ranking(Kinds.BOTH)) == [5, 9, 8, 7]
     with pytest.raises(ValueError, match="read-only"):
         view.empty_bytes[0] = 1
@@ -49,7 +49,7 @@ def test_kinds_that_are_not_asked_for_stay() -> None:
     machine = host("rfc-2022")
     waste(machine, 1, 2)
     run(machine, ("fault", 1, B, 2 * M, 0))
-    assert machine.free_ptes(1, Kinds.ZERO, None) == (0, 4096)
+    assert machine.free_ptes(1, Kinds.ZERO, None) == (0, 4096, 0)
     assert machine.counters(1).empty_bytes == 4096
 
 

@@ -200,7 +200,7 @@ def requested(machine: Host, pid: int = 1) -> tuple[int, int]:
     said = counters.reclaimable_pt_bytes
     assert machine.view().reclaimable_bytes[0] == said
     assert list(machine.view().ranking(Kinds.BOTH)) == ([pid] if said else [])
-    empty, zero = machine.free_ptes(pid, Kinds.BOTH, None)
+    empty, zero, _ = machine.free_ptes(pid, Kinds.BOTH, None)
     assert empty == counters.empty_bytes - counters.kept_empty_bytes
     assert zero == counters.zero_bytes - counters.kept_zero_bytes
     after = machine.counters(pid)
