@@ -90,6 +90,8 @@ class Host:
     """A machine of simulated mms.
 
     on_teardown(process, counters) is called just before an mm goes (exit, exec, kill), with the lock held.
+    on_pressure(cause, group or None, bytes wanted) is asked for page tables at the low mark and before a kill,
+    without the lock; it returns bytes freed.
     memory: what the machine has; None: as much as it takes, and nothing is accounted.
     """
 
@@ -103,6 +105,7 @@ class Host:
         self.lock = threading.Lock()
         self.ranking = Ranking()
         self.on_teardown: Callable[[Process, MmCounters], None] | None = None
+        self.on_pressure: OnPressure | None = None
         self.events_total: dict[str, int] = dict.fromkeys(ev.OPS, 0)
         self.strict = False
         self.time_ns = 0
@@ -340,6 +343,7 @@ class Host:
             self.lock.acquire()
         finally:
             self._waiting -= 1
+        self._s.g[lo.G_NOW] = max(int(self._s.g[lo.G_NOW]), self.time_ns)  # time may have moved on without an event
         try:
             yield
         finally:
@@ -398,13 +402,12 @@ class Host:
 
     def group_of(self, pid: int) -> str:
         """The mm's group; "" for none, and where there is no such mm."""
-        return getattr(self._processes.get(pid), "group", "")
+        process = self._processes.get(pid)
+        return process.group if process is not None else ""
 
     def in_group(self, group: str) -> frozenset[int]:
         """Living mms of a group."""
-        return frozenset(
-            pid for pid, process in self._processes.copy().items() if getattr(process, "group", "") == group
-        )
+        return frozenset(process.pid for process in self.living() if process.group == group)
 
     def oom_score_adjs(self, pids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """int64[n]: oom_score_adj of each; 0 for one that has ended."""
@@ -491,16 +494,6 @@ class Host:
         if self._pressure is None:
             raise BadInput("this host accounts no memory: [host] memory is not set")
         return self._pressure.usage(group)
-
-    @property
-    def on_pressure(self) -> OnPressure | None:
-        """Who is asked for page tables at the low mark and before a kill."""
-        return self._pressure.on_pressure if self._pressure is not None else None
-
-    @on_pressure.setter
-    def on_pressure(self, ask: OnPressure | None) -> None:
-        if self._pressure is not None:
-            self._pressure.on_pressure = ask
 
     @property
     def kills(self) -> list[Kill]:

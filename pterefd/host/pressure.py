@@ -44,7 +44,7 @@ OnPressure = Callable[[Cause, str | None, int], int]  # cause, group, bytes want
 class Pressure:
     """The memory of one host: what is used of it, and what happens at its marks.
 
-    on_pressure is asked first: at the low mark before kswapd, and before the OOM killer. Methods that change
+    Host.on_pressure is asked first: at the low mark before kswapd, and before the OOM killer. Methods that change
     something are called without the host's lock.
     """
 
@@ -53,7 +53,6 @@ class Pressure:
         self._s = state
         self.memory = memory
         self.knobs = memory.knobs
-        self.on_pressure: OnPressure | None = None
         self.vmstat: Counter[str] = Counter()
         self.kills: list[Kill] = []
         self.panicked: str | None = None
@@ -194,9 +193,10 @@ class Pressure:
 
     def _ask(self, cause: Cause, group: int, pages: int) -> int:
         """Bytes that page-table reclaim has given."""
-        if self.on_pressure is None or pages <= 0:
+        ask = self._host.on_pressure
+        if ask is None or pages <= 0:
             return 0
-        return self.on_pressure(cause, self._names[group] or None, pages * lo.PAGE)
+        return ask(cause, self._names[group] or None, pages * lo.PAGE)
 
     # ---- reclaim ------------------------------------------------------------------------------
 

@@ -53,17 +53,6 @@ def _sum(name: str, *columns: int, less: tuple[int, ...] = (), unit: int = lo.PA
     return _column(make)
 
 
-def _named(name: str, column: str) -> property:
-    """A column of the rows by its name in layout.py; 0 where the engine has none of that name."""
-    index = getattr(lo, column, None)
-
-    def make(self: HostView) -> I64:
-        return np.zeros(len(self.rows), dtype=np.int64) if index is None else np.asarray(self.rows[:, index])
-
-    make.__name__ = name
-    return _column(make)
-
-
 class Numbers:
     """hookspecs.HostNumbers: memory of a host and its groups, as it is now."""
 
@@ -75,17 +64,16 @@ class Numbers:
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups."""
-        return tuple(getattr(self._host, "groups", ()))
+        return tuple(self._host.groups)
 
     def usage(self, group: str | None = None) -> Usage:
         """All numbers of the host, or of a group; zeros where the host keeps no accounts of memory."""
         if group is not None and group not in self.groups:
             raise KeyError(group)
-        usage = getattr(self._host, "usage", None)
-        if usage is None:
+        if self._host.memory is None:
             return Usage()
-        numbers = usage(group)
-        return Usage(*(int(getattr(numbers, name, 0) or 0) for name in Usage._fields))
+        numbers = self._host.usage(group)
+        return Usage(*(getattr(numbers, name) for name in Usage._fields))
 
     @property
     def total(self) -> int:
@@ -215,8 +203,8 @@ class HostView:
     again_bytes = _sum("again_bytes", lo.M_AGAIN)
     faults = _sum("faults", lo.M_FAULTS, unit=1)
     last_fault_ns = _sum("last_fault_ns", lo.M_LAST_FAULT, unit=1)
-    major_faults = _named("major_faults", "M_MAJOR")
-    oldest_reclaimable_ns = _named("oldest_reclaimable_ns", "M_SINCE")
+    major_faults = _sum("major_faults", lo.M_MAJOR, lo.M_SWAP_INS, unit=1)
+    oldest_reclaimable_ns = _sum("oldest_reclaimable_ns", lo.M_SINCE, unit=1)
 
     def sizes(self, kinds: Kinds) -> I64:
         """int64[n]: what could be freed of these kinds."""
