@@ -114,8 +114,12 @@ def size(nbytes: float) -> str:
     """In the largest unit that leaves at least 1: `4 kB`, `1.5 MB`; kB as procfs says it, 1024 bytes."""
     for unit, shift in (("TB", 40), ("GB", 30), ("MB", 20)):
         if abs(nbytes) >= 1 << shift:
-            return f"{nbytes / (1 << shift):.4g} {unit}"
-    return f"{nbytes / 1024:.4g} kB" if nbytes else "0"
+            return (
+                f"{nbytes / (1 << shift):.3g} {unit}"
+                if abs(nbytes) < 100 << shift
+                else f"{nbytes / (1 << shift):.0f} {unit}"
+            )
+    return f"{nbytes / 1024:.3g} kB" if nbytes else "0"
 
 
 def duration(ns: float) -> str:

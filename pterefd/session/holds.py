@@ -2,8 +2,9 @@
 
 The RFC of Aug 2022 takes the lock for each PTE page that it frees (mm/pte_ref.c kfreeptd_pmd_entry). An act that frees
 n of them is n holds in a row. How many faults of the same mm fall into them is not recorded, as the recorded process
-had no such holds: it is the rate of the mm's faults after the act, times how long the act holds the lock. A fault
-comes at any moment of a hold alike, so it waits between nothing and a whole hold.
+had no such holds: it is the rate of the mm's faults after the act, times how long the act holds the lock, and no more
+than one fault a hold and thread. A fault comes at any moment of a hold alike, so it waits between nothing and a whole
+hold.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ class _Act(NamedTuple):
     faults: int
     hold_ns: float
     held_ns: float
+    most: int  # faults that can meet a hold
 
 
 class Holds:
     """Collects the holds of a run.
 
+    window_ns: of the trace's time after an act, at least, in which the rate of faults is taken.
     held_ns: the lock was held for writing so long, by PTE pages that were freed.  faults: expected to have met a hold.
     """
 
-    def __init__(self, host: Host, costs: Costs) -> None:
+    def __init__(self, host: Host, costs: Costs, window_ns: int) -> None:
         self._host = host
+        self._window_ns = window_ns
         self._costs = costs
         self._open: list[_Act] = []
         self._waits: dict[float, float] = {}  # length of a hold -> faults that met one of it
@@ -53,13 +57,14 @@ class Holds:
             return
         hold = self._costs.hold_ns(process.threads)
         self.held_ns += pages * hold
-        self._open.append(_Act(pid, process.start_ns, self._host.time_ns, faults, hold, pages * hold))
+        most = pages * process.threads
+        self._open.append(_Act(pid, process.start_ns, self._host.time_ns, faults, hold, pages * hold, most))
 
     def settle(self, now_ns: int) -> None:
         """Time has moved on: what each mm has faulted since its act says whom the act kept waiting."""
         waiting = []
         for act in self._open:
-            if now_ns <= act.time_ns:
+            if now_ns < act.time_ns + self._window_ns:
                 waiting.append(act)
                 continue
             try:
@@ -68,7 +73,7 @@ class Holds:
                 since = self._host.counters(act.pid).faults - act.faults
             except NoSuchMm:
                 continue
-            met = max(since, 0) * min(act.held_ns / (now_ns - act.time_ns), 1.0)
+            met = min(max(since, 0) * min(act.held_ns / (now_ns - act.time_ns), 1.0), act.most)
             if met:
                 self._waits[act.hold_ns] = self._waits.get(act.hold_ns, 0.0) + met
         self._open = waiting
