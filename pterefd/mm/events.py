@@ -35,6 +35,8 @@ OPS = (
     "free_ptes",
     "expect",
     "thp",
+    "mlockall",
+    "munlockall",
 )
 OP_CODE = {name: code for code, name in enumerate(OPS)}
 (
@@ -59,6 +61,8 @@ OP_CODE = {name: code for code, name in enumerate(OPS)}
     OP_FREE_PTES,
     OP_EXPECT,
     OP_THP,
+    OP_MLOCKALL,
+    OP_MUNLOCKALL,
 ) = range(len(OPS))
 
 # ---- madvise advice codes: the index in ADVICE ---------------------------------------------
@@ -160,10 +164,11 @@ class Batch:
             fork        pid of the child
             thread, thread_exit   tid
             thp         1 with disabled
+            mlockall    MCL_*
             truncate, cache       index in `paths`
             mmap, mremap          row of `ext`
             exec, expect          index in `side`
-            munmap, munlock, exit, free_ptes   0
+            munmap, munlock, munlockall, exit, free_ptes   0
     err   int16, errno of the call (positive), 0 where it succeeded
     ext   int64[k, EXT_COLUMNS], what mmap and mremap carry beyond the columns (X_*)
     side  what only Python looks at: the fields of exec and expect, as decoded (dict, without op and pid)
@@ -191,6 +196,8 @@ class Batch:
     def __len__(self) -> int:
         return int(self.op.shape[0])
 
+
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 
 STATE_TABLES = 1 << 8
 STATE_HUGE = 1 << 9

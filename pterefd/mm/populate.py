@@ -8,6 +8,7 @@ from __future__ import annotations
 from pterefd.engine.entries import is_huge, present_between
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
+    M_DEF_FLAGS,
     M_PROFILE,
     M_REF_UPDATES,
     M_WALKS,
@@ -41,6 +42,7 @@ from pterefd.mm.vma import modify_range, prepare_anon, vma_at, vma_count, vma_fi
 ENOMEM = 12
 EFAULT = 14
 EINVAL = 22
+ADDRESS_END = 1 << 47
 
 
 @kernel
@@ -114,12 +116,53 @@ def _lock_flags(s, m, start, end, lock):
 
 
 @kernel
-def mlock(s, m, start, end, onfault):
-    """mlock, mlock2: flags up to the first hole, then populate."""
+def _may_fail(s, m, start, end, onfault):
+    """Whether an mlock of [start, end) can fail behind the check of RLIMIT_MEMLOCK: at a hole, or when it populates."""
+    addr = start
+    while addr < end:
+        k = vma_at(s, m, addr)
+        if k < 0:
+            return True
+        v = vma_record(s, m, k)
+        flags = s.vma[v, V_FLAGS]
+        if not onfault and not flags & VM_PFNMAP:
+            write = flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+            access = ACCESS_POPULATE if write else ACCESS_READ
+            if not allows(flags, access) or s.vma[v, V_OBJ] >= 0 or flags & VM_MAYBE_GUARD:
+                return True
+        addr = s.vma[v, V_END]
+    return False
+
+
+@kernel
+def mlock(s, m, start, end, onfault, failed):
+    """mlock, mlock2: flags up to the first hole, then populate. failed: with ENOMEM, as by RLIMIT_MEMLOCK, too."""
+    if failed and not _may_fail(s, m, start, end, onfault):
+        return ENOMEM
     error = _lock_flags(s, m, start, end, VM_LOCKED_MASK if onfault else VM_LOCKED)
     if error:
         return error
     return populate(s, m, start, end, False)
+
+
+@kernel
+def lock_all(s, m, current, future):
+    """mlockall, munlockall (apply_mlockall_flags): what new mappings get, and what all get that are there.
+
+    current, future: VM_LOCKED with or without VM_LOCKONFAULT, 0: not; current -1: mappings stay as they are.
+    """
+    s.mm[m, M_DEF_FLAGS] = (s.mm[m, M_DEF_FLAGS] & ~VM_LOCKED_MASK) | future
+    if current < 0:
+        return
+    k = 0
+    while k < vma_count(s, m):
+        v = vma_record(s, m, k)
+        start = s.vma[v, V_START]
+        end = s.vma[v, V_END]
+        _lock_flags(s, m, start, end, current)
+        k = vma_at(s, m, end - PAGE) + 1
+    if current:
+        populate(s, m, 0, ADDRESS_END, True)
 
 
 @kernel

@@ -80,7 +80,7 @@ from pterefd.mm.fault import fault_page, fault_range, mapping_for
 from pterefd.mm.files import note_cache, truncate
 from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
 from pterefd.mm.overcommit import may_grow_heap, may_map, may_resize, refuse, strict_flags
-from pterefd.mm.populate import mlock, mprotect, munlock
+from pterefd.mm.populate import ENOMEM, mlock, mprotect, munlock
 from pterefd.mm.remap import brk, mmap, mremap, mremap_failed, vm_flags
 from pterefd.mm.unmap import change_range, munmap, note_rss
 from pterefd.mm.vma import prepare_anon, vma_at, vma_count, vma_first, vma_record
@@ -370,7 +370,7 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
         elif err == 0:
             brk(s, m, addr, arg)
     elif o == OP_MLOCK:
-        mlock(s, m, addr, end, arg != 0)
+        mlock(s, m, addr, end, arg != 0, err == ENOMEM)
     elif o == OP_MUNLOCK:
         munlock(s, m, addr, end)
     elif o == OP_SWAP_OUT:

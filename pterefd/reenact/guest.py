@@ -110,8 +110,6 @@ class Guest(Kernel):
     """
 
     def __init__(self, image: Path, *, memory_mb: int = 2048, append: str = "") -> None:
-        if shutil.which(QEMU) is None:
-            raise Missing(f"{QEMU}: not found (Debian: apt-get install qemu-system-x86)")
         self.image = image
         self._scratch = tempfile.TemporaryDirectory(prefix="pterefd-guest-")
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -132,6 +130,8 @@ class Guest(Kernel):
                 raise BadInput(f"{self.image}: not an x86 kernel image (bzImage)")
         except OSError as error:
             raise BadInput(f"{self.image}: {error.strerror}") from None
+        if shutil.which(QEMU) is None:
+            raise Missing(f"{QEMU}: not found (Debian: apt-get install qemu-system-x86)")
         (scratch / "initramfs").write_bytes(initramfs(build_init()))
         self._console = scratch / "console"
         # rootfstype: the root is a ramfs, not a tmpfs.  panic: a kernel that panics ends, for -no-reboot.

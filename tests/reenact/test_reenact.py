@@ -146,7 +146,11 @@ def test_a_recording_with_children_and_threads(kernel: ThisKernel) -> None:
     result = reenact(ROOT / "etc" / "traces" / "python.parquet", kernel)
     assert differences(result) == []
     if result.trace.meta.kernel_release == kernel.release:
-        assert result.done.as_recorded == result.done.recorded
+        # How many pages of a file one fault maps follows from the page cache's folios, which are of any size.
+        exact = set(result.done.recorded) - {"RssFile", "present_entries"}
+        assert exact >= {"VmPTE", "RssAnon", "RssShmem", "VmSwap", "zero_entries", "vmas"}
+        for name in exact:
+            assert (name, result.done.as_recorded[name]) == (name, result.done.recorded[name])
 
 
 @pytest.mark.parametrize("family", ["anon", "vma", "mixed"])
