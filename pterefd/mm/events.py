@@ -171,6 +171,7 @@ class Batch:
     thp   what the trace's machine gives huge pages to: M_THP of engine/layout.py
     first index in the trace of the batch's first event, from 0; where a source can name a line,
           `where(i)` gives it
+    group the group that new mms of the batch belong to, "" for none
     """
 
     t: I64
@@ -185,6 +186,7 @@ class Batch:
     paths: list[str] = field(default_factory=list)
     first: int = 0
     thp: int = 0
+    group: str = ""
 
     def __len__(self) -> int:
         return int(self.op.shape[0])

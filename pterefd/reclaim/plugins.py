@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pterefd import hookspecs
 from pterefd.errors import BadInput
-from pterefd.hookspecs import API_VERSION, PROJECT, Policy, Trigger, Tunables
+from pterefd.hookspecs import API_VERSION, PROJECT, Policy, Trigger, Tunables, Workload
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 C = TypeVar("C", bound=type[Policy] | type[Trigger])
@@ -33,6 +33,7 @@ class Plugins:
         self.manager.add_hookspecs(hookspecs)
         self.triggers: dict[str, type[Trigger]] = {}
         self.policies: dict[str, type[Policy]] = {}
+        self.workloads: dict[str, type[Workload]] = {}
         self.origin: dict[str, str] = {}  # "policy largest_first" -> the plugin that registered it
 
     def load(self, directories: Iterable[Path]) -> None:
@@ -77,6 +78,7 @@ class Plugins:
         for hook, table, base in (
             (self.manager.hook.pterefd_register_triggers, self.triggers, Trigger),
             (self.manager.hook.pterefd_register_policies, self.policies, Policy),
+            (self.manager.hook.pterefd_register_workloads, self.workloads, Workload),
         ):
             for implementation in hook.get_hookimpls():
                 self._register(implementation, table, base)
