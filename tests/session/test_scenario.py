@@ -1,0 +1,145 @@
+"""Scenario files: what they say, one line for each mistake, and which runs come of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pterefd.errors import BadInput
+from pterefd.session.outcome import BOUND, Combination, Outcome, Result, Series
+from pterefd.session.scenario import Choices, Plan, comparison, load, plan
+from tests.house import write_trace
+
+GOOD = """
+[scenario]
+title = "A small machine"
+about = "Two paragraphs."
+
+[host]
+memory = "64MB"
+
+[[mm]]
+trace = "traces/a.jsonl"
+
+[compare]
+triggers = ["none", "pre_oom", "watermark+pre_oom"]
+policies = ["largest_first", "empty_only"]
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Path:
+    (tmp_path / "traces").mkdir()
+    write_trace(tmp_path / "traces" / "a.jsonl")
+    return tmp_path / "scenario.toml"
+
+
+def plan_of(path: Path, text: str, *, choices: Choices | None = None) -> Plan:
+    path.write_text(text)
+    return plan(load(path), choices or Choices())
+
+
+def whose(done: Plan) -> list[tuple[str, str, str, int]]:
+    return [(c.profile, c.trigger, c.policy, c.memory_bytes >> 20) for c in done.combinations]
+
+
+def test_every_combination_once_in_order(write: Path) -> None:
+    """Without a trigger no policy is asked, so one run stands for all of them."""
+    assert whose(plan_of(write, GOOD)) == [
+        ("rfc-2022", "none", "none", 64),
+        ("rfc-2022", "pre_oom", "largest_first", 64),
+        ("rfc-2022", "pre_oom", "empty_only", 64),
+        ("rfc-2022", "watermark+pre_oom", "largest_first", 64),
+        ("rfc-2022", "watermark+pre_oom", "empty_only", 64),
+    ]
+
+
+def test_the_command_line_stands_before_the_file(write: Path) -> None:
+    choices = Choices(
+        profiles=["v6.18", "v5.19"], policies=["none"], triggers=["interval"], memories=["0.5x", "1GB"], bound=True
+    )
+    assert whose(plan_of(write, GOOD, choices=choices)) == [
+        (profile, *run, memory)
+        for profile in ("v6.18", "v5.19")
+        for memory in (32, 1024)
+        for run in (("interval", "none"), ("none", BOUND))
+    ]
+
+
+def test_the_same_work_has_the_same_digest_wherever_its_files_are(write: Path, tmp_path: Path) -> None:
+    here = plan_of(write, GOOD)
+    (tmp_path / "elsewhere" / "traces").mkdir(parents=True)
+    trace = tmp_path / "elsewhere" / "traces" / "a.jsonl"
+    trace.write_bytes((tmp_path / "traces" / "a.jsonl").read_bytes())
+    there = plan_of(tmp_path / "elsewhere" / "scenario.toml", GOOD.replace("A small machine", "Another title"))
+    assert [task.digest for task in here.tasks] == [task.digest for task in there.tasks]
+    assert len({task.digest for task in here.tasks}) == len(here.tasks)
+    trace.write_text(trace.read_text().replace("server", "servant"))
+    changed = plan_of(tmp_path / "elsewhere" / "scenario.toml", GOOD)
+    assert not {task.digest for task in changed.tasks} & {task.digest for task in here.tasks}
+    swapping = plan_of(write, GOOD.replace("[host]", "[host]\nswap = '16MB'"))
+    assert not {task.digest for task in swapping.tasks} & {task.digest for task in here.tasks}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[scenario]", "[scenario", r"scenario\.toml:2:10: not TOML: "),
+        ('title = "A small machine"\n', "", "scenario.title: field required"),
+        ("[host]", "[hots]", "hots: no such key"),
+        ('memory = "64MB"', 'memory = "64 apples"', "host.memory: '64 apples': unknown unit 'apples' of size"),
+        ('[[mm]]\ntrace = "traces/a.jsonl"\n', "", "mm: field required"),
+        ('"none", "pre_oom"', '"none", "pre_oops"', "no trigger 'pre_oops'; there are: interval, on_demand, pre_oom"),
+        ('"empty_only"', '"emptiest"', "no policy 'emptiest'; there are: empty_only, "),
+        ("[compare]", '[compare]\nprofiles = ["v9.9"]', "profile 'v9.9': not one of v5.19, "),
+        ("[compare]", '[compare]\nmemory = ["half"]', "'half' is not a size"),
+        ("[compare]", '[compare]\nquantum = "ten"', "'ten' is not a duration"),
+        ("[compare]", "[compare]\nreread = 1.5", "compare.reread"),
+        ("traces/a.jsonl", "traces/b.jsonl", r"traces/b\.jsonl: no such file"),
+        ("[compare]", '[[expect]]\nkils = "== 0"\n[compare]', "expect.0.kils: no such measure; there are: "),
+        ("[compare]", '[[expect]]\nkills = "none"\n[compare]', "expect.0.kills: 'none' is not a sign and a number"),
+        ("[compare]", '[[expect]]\nkills = "== no"\n[compare]', "expect.0.kills: could not convert string to float"),
+        ("[compare]", '[[expect]]\ntrigger = "none"\n[compare]', "expect.0: should have one measure, such as kills"),
+    ],
+)
+def test_each_mistake_is_one_line(old: str, new: str, message: str, write: Path) -> None:
+    assert old in GOOD
+    with pytest.raises(BadInput, match=message) as caught:
+        plan_of(write, GOOD.replace(old, new, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_expected_is_held_against_the_runs_that_it_is_about(write: Path) -> None:
+    text = (
+        GOOD
+        + """
+[[expect]]
+trigger = "none"
+kills = ">= 1"
+
+[[expect]]
+policy = "empty_only"
+freed_bytes = "< 1MB"
+
+[[expect]]
+memory = "0.5x"
+lost = "== 0"
+"""
+    )
+    done = plan_of(write, text, choices=Choices(memories=["1x", "32MB"], triggers=["none", "pre_oom"]))
+    outcomes = [Outcome(kills=1, freed_zero_bytes=n << 20, lost=n) for n in range(6)]
+    results = [Result(c, o, Series()) for c, o in zip(done.combinations, outcomes, strict=True)]
+    held = [(h.run, h.text, h.value, h.holds) for h in comparison(done, results).held]
+    assert held == [
+        (1, "trigger none, kills >= 1", 1, True),
+        (3, "policy empty_only, freed_bytes < 1MB", 2 << 20, False),
+        (4, "memory 0.5x, lost == 0", 3, False),
+        (5, "memory 0.5x, lost == 0", 4, False),
+        (6, "memory 0.5x, lost == 0", 5, False),
+    ]
+
+
+def test_combinations_are_named_in_one_word() -> None:
+    assert Combination("v6.18", "none", ()).trigger == "none"
+    assert Combination("v6.18", "x", ("a", "b")).trigger == "a+b"
