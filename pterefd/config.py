@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ from pydantic import (
     StrictBool,
     StrictInt,
     ValidationError,
+    model_validator,
 )
 
 from pterefd import quantities
@@ -161,6 +162,34 @@ class ReplaySection(_Section):
     speed: Speed = 1.0
 
 
+class MmSection(_Section):
+    """[[mm]]: a recording or a workload that runs on the host, `copies` times.
+
+    parameters: the workload's.  seed: of the first copy, the others count on from it.  start: seconds into the host's
+    time.  pace: factor on its own speed, at 2 its times are halved.  group: of its mms, "" for none.  pid_base: added
+    to the first copy's pids; None puts them past the highest in use.  oom_score_adj: of its programs, None leaves it.
+    """
+
+    trace: Path | None = None
+    workload: Name | None = None
+    parameters: dict[Name, Tunable] = Field(default_factory=dict)
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    start: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    pace: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    group: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]*$")] = ""
+    pid_base: Annotated[StrictInt, Field(ge=0)] | None = None
+    oom_score_adj: Annotated[StrictInt, Field(ge=-1000, le=1000)] | None = None
+    copies: Annotated[StrictInt, Field(ge=1, le=100_000)] = 1
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.trace is None) == (self.workload is None):
+            raise ValueError("give either a trace or a workload")
+        if self.trace is not None and self.parameters:
+            raise ValueError("parameters are a workload's, and a trace has none")
+        return self
+
+
 class PluginsSection(_Section):
     """[plugins]. policies: values of tunables by policy name."""
 
@@ -178,9 +207,15 @@ class Config(_Section):
     host: HostSection = Field(default_factory=HostSection)
     group: tuple[GroupTable, ...] = ()
     replay: ReplaySection = Field(default_factory=ReplaySection)
+    mm: tuple[MmSection, ...] = ()
     plugins: PluginsSection = Field(default_factory=PluginsSection)
     _source: str = PrivateAttr("configuration")
     _overridden: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def mms(self) -> tuple[MmSection, ...]:
+        """What runs on the host, in order: the traces of [replay], then each [[mm]]."""
+        return (*(MmSection(trace=trace) for trace in self.replay.traces), *self.mm)
 
     def where(self, key: str) -> str:
         """Where the value of a key, such as host.profile, was given: the file, or the command line."""
@@ -195,12 +230,14 @@ def load(
     metrics_address: str | tuple[str, int] | None = None,
     speed: str | float | None = None,
     profile: str | None = None,
+    workloads: Sequence[dict[str, Any]] = (),
 ) -> Config:
     """Read a configuration; what the command line gives stands before what the file says.
 
     path: None for the defaults alone.  Arguments that are None, or no traces, leave the file's value;
     paths among them are relative to the working directory.  metrics_address: HOST:PORT or off.
-    speed: a factor or "max".  Raises BadInput.
+    speed: a factor or "max".  workloads: [[mm]] tables.  Traces and workloads stand in place of all traces and [[mm]]
+    tables of the file.  Raises BadInput.
     """
     name = str(path) if path is not None else "configuration"
     given = _read(path) if path is not None else {}
@@ -209,7 +246,7 @@ def load(
     overrides: dict[str, dict[str, Any]] = {}
     for section, key, value in (
         ("daemon", "mount", None if mount is None else Path(os.path.abspath(mount))),
-        ("replay", "traces", tuple(Path(os.path.abspath(t)) for t in traces) or None),
+        ("replay", "traces", tuple(Path(os.path.abspath(t)) for t in traces) if traces or workloads else None),
         ("metrics", "address", _as_text(metrics_address)),
         ("replay", "speed", speed),
         ("host", "profile", profile),
@@ -218,9 +255,12 @@ def load(
             overrides.setdefault(section, {})[key] = value
     for section, values in overrides.items():
         given[section] = {**given.get(section, {}), **values}
+    if traces or workloads:
+        given["mm"] = list(workloads)
     config = _checked("command line" if overrides else name, given)
     config._source = name
-    config._overridden = frozenset(f"{section}.{key}" for section, values in overrides.items() for key in values)
+    keys = {f"{section}.{key}" for section, values in overrides.items() for key in values}
+    config._overridden = frozenset(keys | ({"mm"} if traces or workloads else set()))
     return config
 
 
@@ -232,6 +272,10 @@ def _resolve(given: dict[str, Any], config: Config, base: Path) -> None:
     """Make the paths of a checked file absolute, in place."""
     given["daemon"] = {**given.get("daemon", {}), "mount": Path(os.path.abspath(config.daemon.mount))}
     given["replay"] = {**given.get("replay", {}), "traces": _under(base, config.replay.traces)}
+    given["mm"] = [
+        table if mm.trace is None else {**table, "trace": _under(base, (mm.trace,))[0]}
+        for table, mm in zip(given.get("mm", ()), config.mm, strict=True)
+    ]
     given["plugins"] = {**given.get("plugins", {}), "directories": _under(base, config.plugins.directories)}
 
 
@@ -257,10 +301,10 @@ def _checked(name: str, given: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(given)
     except ValidationError as e:
-        raise BadInput(f"{name}: " + "; ".join(_reason(error) for error in e.errors())) from None
+        raise BadInput(f"{name}: " + "; ".join(reason(error) for error in e.errors())) from None
 
 
-def _reason(error: Any) -> str:
+def reason(error: Any) -> str:
     """`replay.speed: ...` of one of pydantic's errors, in words."""
     key = ".".join(str(part) for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":

@@ -32,8 +32,9 @@ from pterefd.procfs.sys_pterefd import shown_speed
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
 from pterefd.session.machine import memory_of
-from pterefd.session.replay import Replay, highest_pid
-from pterefd.source.trace import Trace, open_trace
+from pterefd.session.replay import Replay
+from pterefd.session.sources import open_sources
+from pterefd.source.source import Source
 from pterefd.statusline import Status, StatusLine
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,12 +56,13 @@ class Daemon:
         binding = fuse_impl.load()
         if settings.daemon.allow_other:
             mountpoint.check_allow_other()
-        traces = [open_trace(path) for path in settings.replay.traces]
-        with _named(settings, "host.profile"):
-            profile = _profile(settings.host.profile, traces)
         plugins = Plugins()
         with _named(settings, "plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
+        with _named(settings, "mm"):
+            sources = open_sources(settings.mms, plugins.workloads)
+        with _named(settings, "host.profile"):
+            profile = _profile(settings.host.profile, sources)
         with _named(settings, "host"):
             memory = memory_of(settings.host, settings.group)
         self.host = Host(profile, seed=settings.host.seed, memory=memory)
@@ -73,7 +75,10 @@ class Daemon:
                 triggers=settings.plugins.triggers,
                 policy_tunables=settings.plugins.policies,
             )
-        self.replays = list(self._replays(traces))
+        self.replays = [
+            Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed)
+            for number, source in enumerate(sources)
+        ]
         self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
         self.reclaimer.on_result(self.collector.observe)
         self.metrics = self._metrics()
@@ -83,14 +88,6 @@ class Daemon:
             for replay in self.replays
         ]
         self._ready = False
-
-    def _replays(self, traces: list[Trace]) -> Iterator[Replay]:
-        """The first trace keeps its pids; each further one's are shifted past the highest in use."""
-        base = 0
-        for number, trace in enumerate(traces):
-            yield Replay(number, trace, self.host, self.reclaimer, speed=self.settings.replay.speed, pid_base=base)
-            if number + 1 < len(traces):
-                base += highest_pid(trace)
 
     def _metrics(self) -> MetricsServer | None:
         registry = CollectorRegistry()
@@ -186,11 +183,11 @@ def _named(settings: config.Config, key: str) -> Iterator[None]:
         raise BadInput(f"{settings.where(key)}: {key}: {error}") from error
 
 
-def _profile(name: str, traces: list[Trace]) -> Profile:
+def _profile(name: str, sources: list[Source]) -> Profile:
     if name == AUTO:
-        if not traces:
+        if not sources:
             return for_kernel(None, {})
-        meta = traces[0].meta
+        meta = sources[0].meta
         return for_kernel(meta.kernel_release, meta.kernel_config, meta.kernel_version)
     return named(name)
 

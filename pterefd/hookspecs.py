@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
@@ -396,3 +396,156 @@ def pterefd_reclaimed(result: ReclaimResult) -> None:
 
     An exception is logged with the plugin's name, counted, and changes nothing.
     """
+
+
+# ---- workloads: simulated mms ---------------------------------------------------------------
+
+Addresses = int | I64  # one address, or int64[n] of them
+
+
+class Emit(Protocol):
+    """Where a workload's events go: in order, those of a recording and nothing that one could not hold.
+
+    Addresses and lengths are bytes, multiples of 4096 (an mmap's length is rounded up); times are integers,
+    nanoseconds since the workload's start. An event stands at `now`. Where addr or length may be an array, one call
+    emits an event for each element, in its order, `spacing` ns apart; `now` is then behind the last one. Nothing here
+    fails as a system call would: what a kernel refuses (for want of memory, say) the host refuses later. A call that no
+    process could make (a pid that was never started, an address beyond 2^47) ends the workload with one line.
+    """
+
+    @property
+    def now(self) -> int:
+        """The time of the next event, ns."""
+
+    def at(self, time_ns: int) -> None:
+        """Go on to a time that is not before `now`."""
+
+    def sleep(self, ns: int) -> None:
+        """Let so much time pass."""
+
+    def exec(
+        self,
+        pid: int,
+        comm: str,
+        *,
+        cmdline: Sequence[str] = (),
+        uid: int | None = None,
+        gid: int | None = None,
+        oom_score_adj: int | None = None,
+    ) -> None:
+        """A fresh, empty mm for pid; comm has up to 15 characters."""
+
+    def fork(self, pid: int, child: int) -> None:
+        """The child's mm is a copy of pid's by the kernel's rules."""
+
+    def exit(self, pid: int) -> None:
+        """The mm is torn down."""
+
+    def thread(self, pid: int, tid: int) -> None:
+        """One thread more."""
+
+    def thread_exit(self, pid: int, tid: int) -> None:
+        """One thread less."""
+
+    def mmap(
+        self,
+        pid: int,
+        length: int,
+        *,
+        addr: int | None = None,
+        prot: str = "rw-",
+        flags: str = "private,anonymous",
+        path: str | None = None,
+        offset: int = 0,
+        file_size: int | None = None,
+    ) -> int:
+        """Map length bytes and return the address.
+
+        addr: there, over whatever was there (MAP_FIXED). None: the highest place with room, from the top down, at a
+        multiple of 2 MiB where the length of private anonymous memory is one, as the kernel does (address space layout
+        randomization off).  prot, flags: words of the trace format.
+        """
+
+    def munmap(self, pid: int, addr: int, length: int) -> None:
+        """Unmap a range."""
+
+    def mremap(
+        self, pid: int, addr: int, length: int, new_length: int, *, new_addr: int | None = None, dontunmap: bool = False
+    ) -> int:
+        """Grow, shrink or move a mapping and return where it is.
+
+        new_addr: there (MREMAP_FIXED). None: where it is if there is room, else where mmap would put it.
+        """
+
+    def mprotect(self, pid: int, addr: int, length: int, prot: str) -> None:
+        """Other protection for a range."""
+
+    def brk(self, pid: int, addr: int | None = None) -> int:
+        """Let the heap end at addr (rounded up to a page) and return its end; None asks for it alone."""
+
+    def madvise(self, pid: int, addr: Addresses, length: Addresses, advice: str, *, spacing: int = 0) -> None:
+        """advice: in lower case without MADV_."""
+
+    def mlock(self, pid: int, addr: int, length: int, *, onfault: bool = False) -> None:
+        """Lock a range."""
+
+    def munlock(self, pid: int, addr: int, length: int) -> None:
+        """Unlock a range."""
+
+    def fault(
+        self,
+        pid: int,
+        addr: Addresses,
+        length: Addresses = 4096,
+        *,
+        write: bool | npt.NDArray[np.bool_] = True,
+        spacing: int = 0,
+    ) -> None:
+        """Access every page of [addr, addr + length), for writing or for reading."""
+
+    def swap_out(self, pid: int, addr: Addresses, length: Addresses = 4096, *, dropped: bool = False) -> None:
+        """Present anonymous pages of the range go to swap; with dropped, clean MADV_FREE pages vanish."""
+
+    def cache(self, path: str, offset: int, length: int) -> None:
+        """Pages of a file that are in the page cache."""
+
+    def truncate(self, path: str, length: int) -> None:
+        """A file's new size."""
+
+    def thp(self, pid: int, disabled: bool) -> None:
+        """prctl(PR_SET_THP_DISABLE)."""
+
+    def free_ptes(self, pid: int) -> None:
+        """Somebody writes pid to sys/vm/free_ptes."""
+
+
+class Workload:
+    """A simulated program. Subclasses have a `name` ([a-z][a-z0-9_]*) and may declare Tunables, its parameters.
+
+    Deterministic: whatever is random comes from the rng that `events` is given, which is made from the seed. Its
+    `integers`, `random`, `permutation`, `shuffle` and `choice` are the same on every machine; `normal`, `exponential`
+    and their like go through the machine's libm, and sums of floats through its vector width: leave both.
+    """
+
+    name: ClassVar[str]
+    Tunables: ClassVar[type[Tunables]] = Tunables
+
+    def __init__(self, tunables: Tunables) -> None:
+        self.tunables = tunables
+
+    def highest_pid(self) -> int:
+        """The highest pid or tid that is used; the first process is 1. Further sources' pids begin above it."""
+        return 1
+
+    def events(self, emit: Emit, rng: np.random.Generator) -> Iterator[None] | None:
+        """Emit the events, in order.
+
+        As a generator: what was emitted is taken away at each `yield`, so yield now and then (every 100,000 events or
+        so) and memory stays bounded. A plain method may emit up to 4 Mi events.
+        """
+        raise NotImplementedError
+
+
+@hookspec
+def pterefd_register_workloads(register: Callable[[type[Workload]], Any]) -> None:
+    """Register workload classes: call `register(cls)` for each. Called once when the plugin is loaded."""

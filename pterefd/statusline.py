@@ -21,7 +21,7 @@ class Status:
     mms: int
     pgtables_bytes: int
     reclaimable_pt_bytes: int
-    replay: tuple[str, int, int, str] | None  # state, position, events, speed
+    replay: tuple[str, int, int | None, str] | None  # state, position, events (None: not known), speed
 
 
 def text(status: Status) -> str:
@@ -33,9 +33,9 @@ def text(status: Status) -> str:
     ]
     if status.replay is not None:
         state, position, events, speed = status.replay
-        percent = 100 * position // events if events else 100
         factor = f" at {speed}x" if state == "running" and speed != "max" else ""
-        parts.append(f"{state}{factor}, event {position:,} of {events:,} ({percent} %)")
+        of = "" if events is None else f" of {events:,} ({100 * position // events if events else 100} %)"
+        parts.append(f"{state}{factor}, event {position:,}{of}")
     return " | ".join(parts)
 
 

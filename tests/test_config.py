@@ -38,7 +38,7 @@ def test_the_shipped_file_names_every_key() -> None:
     text = SHIPPED.read_text()
     for section, model in config.Config.model_fields.items():
         assert f"[{section}]" in text
-        table = getattr(model.annotation, "model_fields", None)
+        table = config.MmSection.model_fields if section == "mm" else getattr(model.annotation, "model_fields", None)
         if table is None:  # a list of tables: [[group]]
             table = get_args(model.annotation)[0].model_fields
         for key in table:
@@ -76,6 +76,17 @@ def test_the_command_line_stands_before_the_file(load: Any, tmp_path: Path, monk
     assert unchanged.metrics.address is None
 
 
+def test_the_mms_of_a_host_are_its_traces_and_then_its_tables(load: Any, tmp_path: Path) -> None:
+    text = "replay.traces = ['a']\n[[mm]]\nworkload = 'w'\nparameters = { x = 1 }\n[[mm]]\ntrace = 'b'\ncopies = 2"
+    first, second, third = load(text).mms
+    assert (first.trace, first.copies, second.workload, second.parameters) == (tmp_path / "a", 1, "w", {"x": 1})
+    assert (third.trace, third.copies) == (tmp_path / "b", 2)
+    (given,) = load(text, traces=[Path("/t")]).mms
+    assert given.trace == Path("/t"), "what the command line gives stands in place of all of them"
+    (given,) = load(text, workloads=[{"workload": "v", "parameters": {"y": "2"}}]).mms
+    assert (given.workload, given.parameters) == ("v", {"y": "2"})
+
+
 @pytest.mark.parametrize(("text", "speed"), [("1", 1.0), ("0.5", 0.5), ("'max'", None), ("'2'", 2.0)])
 def test_speeds(load: Any, text: str, speed: float | None) -> None:
     assert load(f"replay.speed = {text}").replay.speed == speed
@@ -99,6 +110,16 @@ def test_speeds(load: Any, text: str, speed: float | None) -> None:
         ("replay.speed = 0", "replay.speed: '0' is not a speed"),
         ("replay.speed = true", "replay.speed: a speed is a factor"),
         ("replay.speed = nan", "replay.speed: 'nan' is not a speed"),
+        ("[[mm]]\nseed = 1", "mm.0: give either a trace or a workload"),
+        ("[[mm]]\ntrace = 'a'\nworkload = 'b'", "mm.0: give either a trace or a workload"),
+        ("[[mm]]\ntrace = 'a'\nparameters = { x = 1 }", "mm.0: parameters are a workload's, and a trace has none"),
+        ("[[mm]]\nworkload = 'b'\nparameters = { x = [1] }", "mm.0.parameters.x: should be a number, a string, true"),
+        ("[[mm]]\nworkload = 'b'\nstart = -1", "mm.0.start: should be greater than or equal to 0, not -1"),
+        ("[[mm]]\nworkload = 'b'\npace = 0", "mm.0.pace: should be greater than 0, not 0"),
+        ("[[mm]]\nworkload = 'b'\ncopies = 0", "mm.0.copies: should be greater than or equal to 1, not 0"),
+        ("[[mm]]\nworkload = 'b'\noom_score_adj = 1001", "mm.0.oom_score_adj: should be less than or equal to 1000"),
+        ("[[mm]]\nworkload = 'b'\npids = 3", "mm.0.pids: no such key"),
+        ("mm = 3", "mm: should be a list, not 3"),
         ("plugins.policy = 'Largest-First'", "plugins.policy: should match"),
         ("plugins.policies.p.x = [1]", "plugins.policies.p.x: should be a number, a string, true or false"),
     ],

@@ -30,6 +30,7 @@ RANK = {
     "reclaim": 4,
     "session": 5,
     "reenact": 6,
+    "calibrate": 7,
     "procfs": 6,
     "metrics": 6,
     "statusline": 6,
@@ -50,6 +51,8 @@ ONLY_IN = {
     "mfusepy": ("pterefd/procfs/fuse_impl.py",),
     "fusepy": ("pterefd/procfs/fuse_impl.py",),
     "prometheus_client": ("pterefd/metrics.py", "pterefd/daemon.py"),
+    "matplotlib": ("pterefd/session/plots.py",),
+    "distributed": ("pterefd/session/cluster.py",),  # an extra: whoever asks for no scheduler does without
     "pluggy": ("pterefd/hookspecs.py", "pterefd/reclaim/"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,15 @@ class Quantity(click.ParamType):
             return self._parse(value)
         except BadInput as error:
             self.fail(str(error), param, ctx)
+
+
+def parameters(given: Sequence[str]) -> dict[str, str]:
+    """`KEY=VALUE` texts by their keys. UsageError: one that is none."""
+    pairs = [text.partition("=") for text in given]
+    for text, (key, equals, _) in zip(given, pairs, strict=True):
+        if not key or not equals:
+            raise click.UsageError(f"{text!r} is not KEY=VALUE")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def print_json(value: Any) -> None:

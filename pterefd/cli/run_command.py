@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pterefd import paths
-from pterefd.cli.options import FILE
+from pterefd.cli.options import FILE, parameters
 
 
 @click.command("run")
 @click.option("-c", "--config", "file", type=FILE, metavar="FILE", help="Default: the shipped etc/pterefd.toml.")
 @click.option("--trace", "traces", type=FILE, multiple=True, metavar="FILE", help="Replay this instead; repeatable.")
+@click.option(
+    "--workload",
+    "workloads",
+    multiple=True,
+    metavar="NAME[,KEY=VALUE]...",
+    help="Run this instead; repeatable.",
+)
 @click.option("--mount", type=FILE, metavar="DIR", help="Where the tree appears: an empty directory.")
 @click.option("--metrics-address", metavar="HOST:PORT", help="Where Prometheus scrapes; or off.")
 @click.option("--speed", metavar="1|N|max", help="Factor of real time, or as fast as it goes.")
@@ -20,12 +28,13 @@ from pterefd.cli.options import FILE
 def command(
     file: Path | None,
     traces: tuple[Path, ...],
+    workloads: tuple[str, ...],
     mount: Path | None,
     metrics_address: str | None,
     speed: str | None,
     profile: str | None,
 ) -> int | None:
-    """Run the daemon: replay traces, mount the tree, serve the metrics, until Ctrl-C or SIGTERM.
+    """Run the daemon: replay traces, run workloads, mount the tree, serve the metrics, until Ctrl-C or SIGTERM.
 
     What is given here stands before what the configuration says.
     """
@@ -35,6 +44,7 @@ def command(
         file if file is not None else paths.share("etc/pterefd.toml"),
         mount=mount,
         traces=traces,
+        workloads=[mm_table(text) for text in workloads],
         metrics_address=metrics_address,
         speed=speed,
         profile=profile,
@@ -43,3 +53,9 @@ def command(
     from pterefd import daemon
 
     return daemon.run(settings)
+
+
+def mm_table(text: str) -> dict[str, Any]:
+    """`NAME,KEY=VALUE` as an [[mm]] table; what its values should be is said by the workload."""
+    name, *rest = text.split(",")
+    return {"workload": name, "parameters": parameters(rest)}

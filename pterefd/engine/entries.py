@@ -129,6 +129,7 @@ def _note_made(s, m, t, i):
         while away >> c and c < AWAY_CLASSES - 1:
             c += 1
         s.g[G_AWAY + c] += 1
+        s.away[s.pmd[t, PMD_AWAY], i] = -1
 
 
 @kernel

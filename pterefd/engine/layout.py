@@ -80,7 +80,8 @@ SH_SLOTS = 1  # rows of S.ent in which an entry holds its swap slot
 SH_COLUMNS = 2
 SH_NEXT = SH_PAGES
 
-# ---- S.away[w]: when the PTE page of each span of a PMD page was freed, ms of the host's clock; 0 it was not ----
+# ---- S.away[w]: when the PTE page of each span of a PMD page was freed, ms of the host's clock; 0 it was not;
+# -1 it was made again ----
 AWAY_COLUMNS = 512
 AWAY_NEXT = 0
 AWAY_CLASSES = 32  # of how long PTE pages stayed away: class c counts those of less than 2**c ms

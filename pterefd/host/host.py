@@ -30,7 +30,16 @@ from pterefd.host.ranking import Ranking
 from pterefd.host.view import KEPT, RECLAIMABLE, HostView
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
-from pterefd.mm.free_ptes import free_mixed, free_ptes, note_all_kept, note_kept, note_walk
+from pterefd.mm.free_ptes import (
+    free_mixed,
+    free_ptes,
+    free_spans,
+    list_reclaimable,
+    note_all_kept,
+    note_kept,
+    note_missed,
+    note_walk,
+)
 from pterefd.mm.overcommit import enough_memory, refuse
 from pterefd.mm.populate import lock_all
 from pterefd.mm.profile import Profile
@@ -356,6 +365,7 @@ class Host:
             self.lock.acquire()
         finally:
             self._waiting -= 1
+        self._s.g[lo.G_NOW] = max(int(self._s.g[lo.G_NOW]), self.time_ns)  # time may have moved on without an event
         try:
             yield
         finally:
@@ -614,6 +624,33 @@ class Host:
                     self._publish()
             freed += number
         return freed
+
+    def reclaimable_spans(self, pid: int) -> npt.NDArray[np.int64]:
+        """int64[n], ascending: start of each span of the mm whose PTE page free_ptes would free now. NoSuchMm."""
+        with self._asked():
+            mm = self.process(pid).mm
+            spans = np.empty(64, dtype=np.int64)
+            while (n := int(list_reclaimable(self._s, mm, spans))) > len(spans):
+                spans = np.empty(n, dtype=np.int64)
+            return spans[:n]
+
+    def free_spans(self, pid: int, spans: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Free the PTE pages of these spans that are reclaimable, and publish. Bytes as of free_ptes. NoSuchMm."""
+        with self._asked():
+            mm = self.process(pid).mm
+            empty, zero = free_spans(self._s, mm, spans)
+            mark_dirty(self._s, mm)
+            self._publish()
+        return empty * lo.PAGE, zero * lo.PAGE
+
+    def freed_spans(self, process: Process, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """uint8[n]: what became of each span's PTE page, which was freed: mm.free_ptes GONE, MISSED or MADE_AGAIN.
+
+        Precondition: called by the thread that runs the events, or with the lock held (on_teardown).
+        """
+        became = np.zeros(len(spans), dtype=np.uint8)
+        note_missed(self._s, process.mm, spans, became)
+        return became
 
     def take_away(self, pid: int) -> None:
         """The OOM killer took pid: its mm goes, later events of it are lost. The caller has the lock."""

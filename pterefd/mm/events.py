@@ -177,6 +177,7 @@ class Batch:
     thp   what the trace's machine gives huge pages to: M_THP of engine/layout.py
     first index in the trace of the batch's first event, from 0; where a source can name a line,
           `where(i)` gives it
+    group the group that new mms of the batch belong to, "" for none
     """
 
     t: I64

@@ -29,7 +29,9 @@ from pterefd.engine.layout import (
     M_WRITE_HOLDS,
     M_ZERO,
     P_REF,
+    PMD_AWAY,
     PMD_BITS,
+    PMD_FREED,
     PMD_PAGES,
     PMD_RECLAIMABLE,
     SLOT_SHIFT,
@@ -42,11 +44,14 @@ from pterefd.engine.layout import (
     VM_PFNMAP,
     VM_UFFD,
 )
-from pterefd.engine.tables import next_page, note_freed, page_of
+from pterefd.engine.tables import has_bit, next_page, note_freed, page_of, pmd_of, span_index
 from pterefd.mm.profile import PF_ALIGNED, PF_EMPTY_ONLY, PF_UFFD_EXEMPT
 from pterefd.mm.vma import vma_count, vma_first, vma_record
 
 _PASSED_OVER = VM_PFNMAP | VM_HUGETLB
+
+# What became of a PTE page that was freed: munmap has forgotten the span, it is missing, a fault made it again.
+GONE, MISSED, MADE_AGAIN = range(3)
 
 
 @kernel
@@ -248,3 +253,72 @@ def note_all_kept(s):
     """The same for every mm whose numbers are about to be published."""
     for d in range(s.g[G_NDIRTY]):
         note_kept(s, s.dirty[d])
+
+
+# ---- by span: for whoever knows which PTE pages are not needed again --------------------------------
+
+
+@kernel
+def _reclaimable(s, m, span):
+    """(PMD page, kind of PTE page) of a span whose PTE page free_ptes would free now; PMD page 0 where it would not."""
+    t = pmd_of(s, m, span)
+    if t == 0 or not has_bit(s, t, PMD_BITS, span_index(span)):
+        return 0, K_EMPTY
+    kind = kind_of(s.pte[s.pmd[t, span_index(span)], P_REF])
+    if kind == K_ZERO and s.mm[m, M_PROFILE] & PF_EMPTY_ONLY:
+        return 0, kind
+    if _always_free(s, m, span) or may_free(s, m, span):
+        return t, kind
+    return 0, kind
+
+
+@kernel
+def list_reclaimable(s, m, out):
+    """Write the spans that free_ptes would free a PTE page of into out (int64[n], addresses, ascending).
+
+    Returns their number; where it is more than n, only the first n were written.
+    """
+    n = 0
+    base = s.mm[m, M_SLOTS]
+    for h in range(s.mm[m, M_SLOTS + 1]):
+        t = s.val[base + h]
+        if s.pmd[t, PMD_RECLAIMABLE] == 0:
+            continue
+        for i in range(512):
+            span = (s.key[base + h] << SLOT_SHIFT) + (i << SPAN_SHIFT)
+            if has_bit(s, t, PMD_BITS, i) and _reclaimable(s, m, span)[0]:
+                if n < out.shape[0]:
+                    out[n] = span
+                n += 1
+    return n
+
+
+@kernel
+def free_spans(s, m, spans):
+    """Free the PTE pages of these spans (int64[n], addresses) that are empty or zero; the mmap_lock is taken for each.
+
+    Returns (empty pages freed, zero pages freed).
+    """
+    freed_empty = 0
+    freed_zero = 0
+    for k in range(spans.shape[0]):
+        t, kind = _reclaimable(s, m, spans[k])
+        if t:
+            _free_one(s, m, t, span_index(spans[k]), spans[k])
+            freed_empty += kind == K_EMPTY
+            freed_zero += kind == K_ZERO
+    s.mm[m, M_WRITE_HOLDS] += freed_empty + freed_zero
+    return freed_empty, freed_zero
+
+
+@kernel
+def note_missed(s, m, spans, out):
+    """out[k] (uint8[n]): what became of the PTE page of span k, which was freed: GONE, MISSED or MADE_AGAIN."""
+    for k in range(spans.shape[0]):
+        t = pmd_of(s, m, spans[k])
+        i = span_index(spans[k])
+        out[k] = GONE
+        if t and has_bit(s, t, PMD_FREED, i):
+            out[k] = MISSED
+        elif t and s.pmd[t, PMD_AWAY] and s.away[s.pmd[t, PMD_AWAY], i] < 0:
+            out[k] = MADE_AGAIN

@@ -65,10 +65,10 @@ REPLAY_FILES = (
     File(
         "position",
         0o444,
-        "Index of the next event, a slash, and the number of events.",
+        "Index of the next event, a slash, and the number of events (? of a workload that has not ended yet).",
         Content.STRING,
         unit="events",
-        read=lambda _, replay: f"{replay.position}/{replay.events}\n",
+        read=lambda _, replay: f"{replay.position}/{'?' if replay.events is None else replay.events}\n",
     ),
 )
 
@@ -76,9 +76,9 @@ REPLAY = Dir(
     "replay",
     (
         *REPLAY_FILES,
-        Family("N", "One directory per trace, numbered from 0.", _names, _find, Dir("N", REPLAY_FILES)),
+        Family("N", "One directory per trace and workload, numbered from 0.", _names, _find, Dir("N", REPLAY_FILES)),
     ),
-    "The traces that are replayed; the files here are those of the first.",
+    "The traces and workloads that run; the files here are those of the first.",
     exists=lambda faces, _: bool(faces.replays),
     obj=lambda faces, _: faces.replays[0],
 )

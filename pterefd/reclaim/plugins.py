@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from pterefd import hookspecs, log
 from pterefd.errors import BadInput
-from pterefd.hookspecs import API_VERSION, PROJECT, Policy, Trigger, Tunables
+from pterefd.hookspecs import API_VERSION, PROJECT, Policy, Trigger, Tunables, Workload
 from pterefd.reclaim.guard import plain
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -33,6 +33,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 KINDS: dict[str, tuple[str, type[Any]]] = {
     "trigger": ("pterefd_register_triggers", Trigger),
     "policy": ("pterefd_register_policies", Policy),
+    "workload": ("pterefd_register_workloads", Workload),
 }
 RESERVED = {"trigger": ("policy",)}  # names of files beside the tunables
 OBSERVER = "observer"
@@ -92,6 +93,11 @@ class Plugins:
     def policies(self) -> dict[str, type[Policy]]:
         """Policy classes by name."""
         return self.classes["policy"]
+
+    @property
+    def workloads(self) -> dict[str, type[Workload]]:
+        """Workload classes by name."""
+        return self.classes["workload"]
 
     # ---- loading ------------------------------------------------------------------------------
 

@@ -47,15 +47,15 @@ def flags_for(pgd_slot: int | None) -> list[str]:
 
 def build_agent(compiler: str = "gcc", pgd_slot: int | None = None) -> Path:
     """Return the path of the built agent. pgd_slot: it keeps to these 512 GiB (agent.c, APART)."""
-    return _build(AGENT, compiler, flags_for(pgd_slot))
+    return build(AGENT, compiler, flags_for(pgd_slot))
 
 
 def build_init(compiler: str = "gcc") -> Path:
     """Return the path of the built init.c."""
-    return _build(INIT, compiler, FLAGS.split())
+    return build(INIT, compiler, FLAGS.split())
 
 
-def _build(source: Path, compiler: str, flags: list[str]) -> Path:
+def build(source: Path, compiler: str, flags: list[str]) -> Path:
     """Compile it where this version of it has not been compiled yet. Missing: there is no compiler."""
     parts = (source.read_bytes(), HEADER.read_bytes(), " ".join([compiler, *flags]).encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

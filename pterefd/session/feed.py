@@ -1,4 +1,4 @@
-"""Events of a trace into a host; `free_ptes` and `expect` go to whoever runs the session."""
+"""Events of a source into a host; `free_ptes` and `expect` go to whoever runs the session."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pterefd.errors import BadInput
 from pterefd.hookspecs import Kinds
 from pterefd.host.host import EventError, Host
 from pterefd.mm.events import OP_EXPECT, OP_FREE_PTES, Batch
-from pterefd.source.trace import Trace
+from pterefd.source.source import Source
 
-OnExpect = Callable[[int, int, dict[str, Any]], None]  # index in the trace, pid, fields
+OnExpect = Callable[[int, int, dict[str, Any]], None]  # index in the source, pid, fields
 
 
 class Feed:
-    """Feeds one trace's batches to a host.
+    """Feeds one source's batches to a host.
 
     on_free_ptes(pid): a recorded write to sys/vm/free_ptes.  on_expect: a checkpoint, once its
     unlocated PTE pages, if it names any, are noted.
@@ -23,24 +23,24 @@ class Feed:
 
     def __init__(
         self,
-        trace: Trace,
+        source: Source,
         host: Host,
         on_expect: OnExpect | None = None,
         on_free_ptes: Callable[[int], object] | None = None,
     ) -> None:
-        self._trace = trace
+        self._source = source
         self._host = host
         self._on_expect = on_expect
         self._on_free_ptes = on_free_ptes or (lambda pid: host.free_ptes(pid, Kinds.BOTH, None))
 
     def run(self, batch: Batch, begin: int, end: int) -> None:
-        """Run events [begin, end) of a batch. BadInput names the file and line of an event that cannot be run."""
+        """Run events [begin, end) of a batch. BadInput says where an event stands that cannot be run."""
         index = begin
         while index < end:
             try:
                 index = self._host.run(batch, index, end)
             except EventError as error:
-                raise BadInput(f"{self._trace.where(error.index)}: {error.reason}") from error
+                raise BadInput(f"{self._source.where(error.index)}: {error.reason}") from error
             if index < end:
                 self._own(batch, index)
                 index += 1

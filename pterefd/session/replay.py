@@ -1,4 +1,4 @@
-"""A trace replayed in the daemon: by the clock, paused and resumed, held before its first process ends."""
+"""A source run in the daemon: by the clock, paused and resumed, held before its first process ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pterefd.host.host import Host
-from pterefd.mm.events import OP_EXEC, OP_EXIT, OP_FORK, OP_THREAD, OP_THREAD_EXIT, Batch
+from pterefd.mm.events import OP_EXEC, OP_EXIT, OP_FORK, Batch
 from pterefd.session.feed import Feed
-from pterefd.source.trace import Trace
+from pterefd.source.source import Source
 
 if TYPE_CHECKING:
     from pterefd.reclaim.reclaimer import Reclaimer
@@ -24,29 +24,25 @@ STEP_SECONDS = 0.02  # how often a replay by the clock looks at it
 
 
 class Replay:
-    """One trace of the daemon's host. run() is a thread's work; the rest may be called from any thread.
+    """One source of the daemon's host. run() is a thread's work; the rest may be called from any thread.
 
     speed: factor of real time, None for as fast as it goes.  position: index of the next event.
-    pid_base: added to the trace's pids.
     """
 
     def __init__(
         self,
         number: int,
-        trace: Trace,
+        source: Source,
         host: Host,
         reclaimer: Reclaimer,
         *,
         speed: float | None = 1.0,
-        pid_base: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.number = number
-        self.trace_path = str(trace.path)
-        self.events = trace.events or 0
+        self.name = source.name
         self.position = 0
-        self.pid_base = pid_base
-        self._trace = trace
+        self._source = source
         self._speed = speed
         self._state = RUNNING
         self._clock = clock
@@ -56,9 +52,14 @@ class Replay:
         self._has_first = False
         self._anchor = (clock(), 0)  # wall seconds, trace ns: where the present speed began
         self._now = 0  # ns of the trace's time that have been run
-        self._feed = Feed(trace, host, on_free_ptes=reclaimer.free_ptes)
+        self._feed = Feed(source, host, on_free_ptes=reclaimer.free_ptes)
 
     # ---- from outside -------------------------------------------------------------------------
+
+    @property
+    def events(self) -> int | None:
+        """The number of events; None where the source does not know it yet."""
+        return self._source.events
 
     @property
     def state(self) -> str:
@@ -104,9 +105,7 @@ class Replay:
         """Replay to the end or to stop(). PterefdError where the trace turns out to be bad."""
         with self._changed:
             self._anchor = (self._clock(), 0)
-        for batch in self._trace.batches():
-            if self.pid_base:
-                _shift(batch, self.pid_base)
+        for batch in self._source.batches():
             if not self._batch(batch):
                 return
         with self._changed:
@@ -168,7 +167,7 @@ class Replay:
     def _holds(self, batch: Batch) -> list[int]:
         """Indices of the exits before which the replay is held: pid 1's, without a pid 1 the last mm's."""
         found = []
-        first = FIRST_PID + self.pid_base
+        first = FIRST_PID + self._source.pid_base
         rare = np.isin(batch.op, (OP_EXEC, OP_FORK, OP_EXIT)).nonzero()[0]
         for i in rare.tolist():
             pid, op = int(batch.pid[i]), int(batch.op[i])
@@ -184,19 +183,3 @@ class Replay:
                     found.append(i)
                 self._living.discard(pid)
         return found
-
-
-def _shift(batch: Batch, base: int) -> None:
-    """Add base to every pid and tid of a batch that has one."""
-    batch.pid = np.where(batch.pid > 0, batch.pid + base, batch.pid).astype(np.int32)
-    ids = np.isin(batch.op, (OP_FORK, OP_THREAD, OP_THREAD_EXIT)) & (batch.err == 0)
-    batch.arg = np.where(ids, batch.arg + base, batch.arg)
-
-
-def highest_pid(trace: Trace) -> int:
-    """The highest pid or tid of a trace: the next trace's pids begin above it."""
-    highest = 0
-    for batch in trace.batches():
-        ids = np.isin(batch.op, (OP_FORK, OP_THREAD))
-        highest = max(highest, int(batch.pid.max(initial=0)), int(batch.arg[ids].max(initial=0)))
-    return highest

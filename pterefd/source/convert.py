@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,27 @@ import orjson
 
 from pterefd.errors import BadInput, Missing
 from pterefd.source.columns import Column
+from pterefd.source.meta import TraceMeta
 from pterefd.source.schema import BOOL, FIELD, INT
-from pterefd.source.trace import Piece, Trace, open_trace
+from pterefd.source.trace import Piece, open_trace
 from pterefd.source.writer import TraceWriter, refuse_existing
 
 Progress = Callable[[int, int | None], None]
+
+
+class PieceSource(Protocol):
+    """A source that yields its events as columns, too: a trace, a workload."""
+
+    @property
+    def meta(self) -> TraceMeta:
+        """What is known of it."""
+
+    @property
+    def events(self) -> int | None:
+        """Their number, where that is known."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """The events in order."""
 
 
 def import_jsonl(source: Path, target: Path, *, force: bool = False, progress: Progress | None = None) -> int:
@@ -31,14 +47,7 @@ def import_jsonl(source: Path, target: Path, *, force: bool = False, progress: P
     trace = open_trace(source)
     refuse_same(source, target)
     with TraceWriter(target, trace.meta, force=force, keep=False) as writer:
-        done = 0
-        total = trace.events if progress is not None else None
-        for piece in trace.pieces():
-            writer.add_arrays(piece.arrays, len(piece.batch))
-            done += len(piece.batch)
-            if progress is not None:
-                progress(done, total)
-    return done
+        return _each(trace, lambda piece: writer.add_arrays(piece.arrays, len(piece.batch)), progress)
 
 
 def export_jsonl(
@@ -55,14 +64,45 @@ def export_jsonl(
     stays as it was.  BrokenPipeError: who read the stream has gone.
     """
     trace = open_trace(source)
+    if isinstance(target, Path):
+        refuse_same(source, target)
+    return _write_jsonl(trace, target, force, progress)
+
+
+def write_trace(
+    source: PieceSource, target: Path | None = None, *, force: bool = False, progress: Progress | None = None
+) -> int:
+    """Write what a source yields, to a file (JSON Lines where its name ends in .jsonl, else Parquet), or with None as
+    JSON Lines to standard output. Returns the number of events.
+
+    BadInput: what the source says, target exists.  Missing: the disk is full. In all of these no file is left.
+    """
+    if target is None or target.suffix == ".jsonl":
+        return _write_jsonl(source, target, force, progress)
+    with TraceWriter(target, source.meta, force=force, keep=False) as writer:
+        return _each(source, lambda piece: writer.add_arrays(piece.arrays, len(piece.batch)), progress)
+
+
+def _each(source: PieceSource, take: Callable[[Piece], object], progress: Progress | None) -> int:
+    """Hand over all pieces; the number of events."""
+    done = 0
+    total = source.events if progress is not None else None
+    for piece in source.pieces():
+        take(piece)
+        done += len(piece.batch)
+        if progress is not None:
+            progress(done, total)
+    return done
+
+
+def _write_jsonl(source: PieceSource, target: Path | BinaryIO | None, force: bool, progress: Progress | None) -> int:
     if target is None:
         sys.stdout.flush()
-        return _export(trace, sys.stdout.buffer, progress)
+        return _export(source, sys.stdout.buffer, progress)
     if not isinstance(target, Path):
-        return _export(trace, target, progress)
-    refuse_same(source, target)
+        return _export(source, target, progress)
     refuse_existing(target, force)
-    return _export_file(trace, target, progress)
+    return _export_file(source, target, progress)
 
 
 def refuse_same(source: Path, target: Path) -> None:
@@ -71,12 +111,12 @@ def refuse_same(source: Path, target: Path) -> None:
         raise BadInput(f"{target}: is the file that is read")
 
 
-def _export_file(trace: Trace, target: Path, progress: Progress | None) -> int:
+def _export_file(source: PieceSource, target: Path, progress: Progress | None) -> int:
     """Write beside the target, then rename."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with open(temporary, "xb") as stream:
-            done = _export(trace, stream, progress)
+            done = _export(source, stream, progress)
         os.replace(temporary, target)
     except FileNotFoundError as error:
         raise BadInput(f"{target}: cannot be written: {error.strerror}") from None
@@ -87,14 +127,9 @@ def _export_file(trace: Trace, target: Path, progress: Progress | None) -> int:
     return done
 
 
-def _export(trace: Trace, stream: BinaryIO, progress: Progress | None) -> int:
-    stream.write(orjson.dumps({"op": "trace", **trace.meta.to_dict()}, option=orjson.OPT_APPEND_NEWLINE))
-    done = 0
-    for piece in trace.pieces():
-        stream.write("".join(_lines(piece)).encode())
-        done += len(piece.batch)
-        if progress is not None:
-            progress(done, trace.events)
+def _export(source: PieceSource, stream: BinaryIO, progress: Progress | None) -> int:
+    stream.write(orjson.dumps({"op": "trace", **source.meta.to_dict()}, option=orjson.OPT_APPEND_NEWLINE))
+    done = _each(source, lambda piece: stream.write("".join(_lines(piece)).encode()), progress)
     stream.flush()
     return done
 

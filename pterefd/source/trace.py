@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from pterefd.errors import BadInput, TraceError
 from pterefd.mm.events import Batch
-from pterefd.source.meta import TraceMeta
+from pterefd.source.source import BATCH_EVENTS, Source
+
+__all__ = ["BATCH_EVENTS", "Piece", "Trace", "open_trace"]
 
 PARQUET_MAGIC = b"PAR1"
 PERF_MAGIC = b"PERFILE2"
-BATCH_EVENTS = 128 * 1024  # no batch is longer, and row groups are written this long
 
 
 class Piece(NamedTuple):
@@ -27,11 +28,15 @@ class Piece(NamedTuple):
     batch: Batch
 
 
-class Trace(ABC):
+class Trace(Source):
     """A trace file that has been opened. It may be read any number of times."""
 
     path: Path
-    meta: TraceMeta
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
 
     @property
     @abstractmethod

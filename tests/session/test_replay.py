@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pterefd.session.replay import Replay, highest_pid
+from pterefd.session.replay import Replay
+from pterefd.source.place import Placed
 from pterefd.source.trace import open_trace
 from tests.build import host
 
@@ -52,9 +53,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def start(path: Path, **options: Any) -> tuple[Replay, Any, Freer, threading.Thread]:
+def start(path: Path, pid_base: int = 0, **options: Any) -> tuple[Replay, Any, Freer, threading.Thread]:
     machine, freer = host(), Freer()
-    replay = Replay(0, open_trace(path), machine, freer, **options)  # type: ignore[arg-type]
+    replay = Replay(0, Placed(open_trace(path), pid_base=pid_base), machine, freer, **options)  # type: ignore[arg-type]
     thread = threading.Thread(target=replay.run)
     thread.start()
     return replay, machine, freer, thread
@@ -100,7 +101,7 @@ def test_without_pid_1_the_last_mm_is_held(tmp_path: Path) -> None:
 
 def test_pids_of_a_further_trace_are_shifted(tmp_path: Path) -> None:
     path = trace(tmp_path / "t.jsonl", *life()[:3], {"op": "fork", "pid": 1, "child": 7, "t": 10**9}, *life()[3:])
-    assert highest_pid(open_trace(path)) == 7
+    assert open_trace(path).highest_pid() == 7
     replay, machine, freer, thread = start(path, speed=None, pid_base=7)
     until(lambda: replay.state == "held")
     assert (machine.pids(), freer.pids) == ([8, 14], [8])

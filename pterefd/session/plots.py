@@ -1,0 +1,190 @@
+"""Pictures of a comparison over the trace's time: page-table bytes, reclaimable bytes, free memory, kills.
+
+PNG and SVG by matplotlib; HTML is one file with the SVG in it, the report below, and a box for each run that shows and
+hides its lines; it loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pterefd.errors import BadInput, Missing
+from pterefd.session.comparison import Comparison, render_table, size
+from pterefd.session.outcome import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "html")
+MOST_POINTS = 2000  # of a line
+MOST_NAMED = 20  # runs in a legend
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
+
+
+def check_format(path: Path) -> str:
+    """The format by the file's ending. BadInput: another one."""
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in FORMATS:
+        raise BadInput(f"{path}: a picture is a file of .{', .'.join(FORMATS)}")
+    return ending
+
+
+def save(comparison: Comparison, path: Path) -> None:
+    """Draw the comparison into a file. BadInput: it cannot be written. Missing: there is no matplotlib."""
+    kind = check_format(path)
+    figure = draw(comparison)
+    data = _page(comparison, figure) if kind == "html" else _bytes(figure, kind)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def draw(comparison: Comparison) -> Figure:
+    """The figure: a panel for page tables, one for reclaimable bytes, and one for free memory where it is limited."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise Missing("--plot needs matplotlib: install it beside pterefd") from None
+    with_memory = any(result.series.free_bytes for result in comparison.results)
+    panels = 3 if with_memory else 2
+    with mpl.rc_context({"svg.hashsalt": "pterefd", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(9.6, 2.4 * panels + 0.9), layout="constrained")
+        axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+        figure.suptitle(comparison.title, fontsize=10)
+        for panel, title in zip(axes, ("page tables", "reclaimable page tables", "free memory"), strict=False):
+            _frame(panel, title)
+        for index, result in enumerate(comparison.results):
+            _lines(axes, result, index)
+        if with_memory:
+            _watermarks(axes[2], comparison.results)
+        for panel in axes:
+            panel.set_ylim(bottom=0)
+        axes[-1].set_xlabel("time of the trace, s")
+        figure.legend(*_legend(axes[0]), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    return figure
+
+
+def name_of(result: Result, number: int) -> str:
+    """`3: rfc-2022, pre_oom, largest_first, 512 MB`."""
+    c = result.combination
+    parts = [c.profile, c.trigger, c.policy]
+    parts += [size(c.memory_bytes)] if c.memory_bytes else []
+    parts += [f"seed {c.seed}"] if c.seed else []
+    return f"{number}: {', '.join(parts)}"
+
+
+def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
+    """Indices of the points that are drawn: every n-th, and of each stretch its highest, so that peaks stay."""
+    n = len(values)
+    if n <= most:
+        return list(range(n))
+    step = -(-n // (most // 2))
+    kept = set()
+    for begin in range(0, n, step):
+        stretch = range(begin, min(begin + step, n))
+        kept |= {begin, max(stretch, key=values.__getitem__)}
+    return sorted({*kept, n - 1})
+
+
+def _frame(panel: Axes, title: str) -> None:
+    panel.set_ylabel(f"{title}, MB")
+    panel.grid(alpha=0.3, linewidth=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _lines(axes: Sequence[Axes], result: Result, index: int) -> None:
+    """One run in every panel; each of its lines has the id run-N, by which the page shows and hides it."""
+    series, number = result.series, index + 1
+    colour, style = COLOURS[index % len(COLOURS)], ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+    columns: list[Sequence[int]] = [series.pgtables_bytes, series.reclaimable_bytes, series.free_bytes]
+    for k, (panel, values) in enumerate(zip(axes, columns, strict=False)):
+        points = thinned(values)
+        x = [series.time_ns[i] / 1e9 for i in points]
+        y = [values[i] / (1 << 20) for i in points]
+        (line,) = panel.plot(x, y, style, color=colour, linewidth=1, label=name_of(result, number))
+        line.set_gid(f"run-{number}-{k}")
+    for k, kill in enumerate(result.outcome.killed):
+        mark = axes[0].axvline(kill.time_ns / 1e9, color=colour, linewidth=0.7, linestyle=style, alpha=0.7)
+        mark.set_gid(f"run-{number}-kill-{k}")
+        text = axes[0].annotate(
+            f"kill: {kill.comm}", (kill.time_ns / 1e9, 1), xycoords=("data", "axes fraction"), fontsize=6, color=colour,
+            rotation=90, ha="right", va="top",
+        )  # fmt: skip
+        text.set_gid(f"run-{number}-killed-{k}")
+
+
+def _watermarks(panel: Axes, results: Sequence[Result]) -> None:
+    """The marks of each memory: high, low, min."""
+    marks = {(r.series.high_bytes, r.series.low_bytes, r.series.min_bytes) for r in results if r.series.free_bytes}
+    for mark in sorted(marks):
+        for name, value in zip(("high", "low", "min"), mark, strict=True):
+            panel.axhline(value / (1 << 20), color="#888888", linewidth=0.6, linestyle=":")
+            text = panel.annotate(
+                name, (1, value / (1 << 20)), xycoords=("axes fraction", "data"), fontsize=6, color="#666666"
+            )
+            text.set_in_layout(False)
+
+
+def _legend(panel: Axes) -> tuple[list[Any], list[str]]:
+    handles, labels = panel.get_legend_handles_labels()
+    if len(labels) > MOST_NAMED:
+        labels[MOST_NAMED - 1] = f"and {len(labels) - MOST_NAMED + 1} more"
+    return handles[:MOST_NAMED], labels[:MOST_NAMED]
+
+
+def _bytes(figure: Figure, kind: str) -> bytes:
+    """The file's content, the same for the same figure: no date, no random ids."""
+    import matplotlib as mpl
+
+    out = io.BytesIO()
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    with mpl.rc_context({"svg.hashsalt": "pterefd", "svg.fonttype": "none"}):
+        figure.savefig(out, format=kind, dpi=120, metadata=metadata)
+    return out.getvalue()
+
+
+_SCRIPT = """
+document.querySelectorAll("input[data-run]").forEach(box => box.addEventListener("change", () =>
+  document.querySelectorAll(`[id^="run-${box.dataset.run}-"]`).forEach(
+    line => { line.style.display = box.checked ? "" : "none"; })));
+"""
+
+
+def _page(comparison: Comparison, figure: Figure) -> bytes:
+    picture = _bytes(figure, "svg").decode()
+    picture = picture[picture.index("<svg") :]
+    boxes = "\n".join(
+        f'<label><input type="checkbox" checked data-run="{number}"> {html.escape(name_of(result, number))}</label><br>'
+        for number, result in enumerate(comparison.results, 1)
+    )
+    title = html.escape(comparison.title)
+    report = html.escape(render_table(comparison))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; margin: 1em; }}
+svg {{ max-width: 100%; height: auto; }}
+pre {{ overflow-x: auto; }}
+</style>
+</head>
+<body>
+{picture}
+<form>
+{boxes}
+</form>
+<pre>
+{report}</pre>
+<script>{_SCRIPT}</script>
+</body>
+</html>
+""".encode()

@@ -1,0 +1,49 @@
+"""The sources of a host, from [[mm]] tables: opened, and put so that their pids do not collide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pterefd.config import MmSection
+from pterefd.errors import BadInput
+from pterefd.hookspecs import Workload
+from pterefd.source.place import Placed, pid_bases
+from pterefd.source.source import Source
+from pterefd.source.trace import open_trace
+from pterefd.source.workload import WorkloadSource
+
+
+def open_sources(mms: Sequence[MmSection], workloads: Mapping[str, type[Workload]]) -> list[Source]:
+    """A source for each table and copy, in order. The first keeps its pids, each further one is shifted past the
+    highest in use, unless pid_base says otherwise.
+
+    BadInput: no such trace or workload, a bad parameter, pids that collide.  TraceError: a file that is no trace.
+    """
+    opened: list[tuple[MmSection, Source, str, int | None]] = []
+    for mm in mms:
+        trace = open_trace(mm.trace) if mm.trace is not None else None
+        for copy in range(mm.copies):
+            source = trace if trace is not None else workload_source(mm, workloads, mm.seed + copy)
+            name = source.name if mm.copies == 1 else f"{source.name}#{copy}"
+            opened.append((mm, source, name, mm.pid_base if copy == 0 else None))
+    bases = pid_bases([source for _, source, _, _ in opened], [base for _, _, _, base in opened])
+    return [
+        Placed(
+            source,
+            pid_base=base,
+            start_ns=round(mm.start * 1e9),
+            pace=mm.pace,
+            group=mm.group,
+            oom_score_adj=mm.oom_score_adj,
+            name=name,
+        )
+        for (mm, source, name, _), base in zip(opened, bases, strict=True)
+    ]
+
+
+def workload_source(mm: MmSection, workloads: Mapping[str, type[Workload]], seed: int) -> WorkloadSource:
+    """The workload that a table names. BadInput: there is none, or a parameter is bad."""
+    found = workloads.get(mm.workload or "")
+    if found is None:
+        raise BadInput(f"there is no workload {mm.workload!r}; there are: {', '.join(sorted(workloads)) or 'none'}")
+    return WorkloadSource(found, mm.parameters, seed)
