@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pterefd.engine import layout as lo
 from pterefd.errors import BadInput
 from pterefd.hookspecs import Cause, Kinds
 from pterefd.host.host import Host
@@ -34,13 +35,23 @@ def write(pid: int, size: int, at: int = B) -> Event:
 programs = st.lists(EVENT, max_size=12)
 
 
-@settings(max_examples=100, deadline=None)
-@given(programs, programs, programs, st.sampled_from(["v6.18", "rfc-2022", "atomic-2021"]), st.sampled_from([4096, 4]))
+HUGE = (1 << lo.PMD_ORDER) | (1 << 4) | lo.THP_ZERO_PAGE  # 2 MiB and 64 kB, always
+profiles = st.sampled_from(["v6.18", "rfc-2022", "atomic-2021"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs, programs, programs, profiles, st.sampled_from([0, HUGE]), st.sampled_from([4096, 4]))
 def test_charges_are_what_the_entries_say(
-    first: list[Event], then: list[Event], last: list[Event], profile: str, mib: int
+    first: list[Event], then: list[Event], last: list[Event], profile: str, thp: int, mib: int
 ) -> None:
     """Forks of forks that write, move, discard and end; with memory enough nothing else is as without a host."""
     machine, plain = host(profile, Memory(mib * MIB, swap_bytes=2 * MIB)), host(profile)
+
+    def run(machine: Host, *events: Event) -> None:
+        whole = batch(events)
+        whole.thp = thp
+        assert machine.run(whole, 0, len(whole)) == len(whole)
+
     hosts = (machine, plain) if mib > 4 else (machine,)
     begin = [("exec", 1), ("exec", 3), ("mmap", 1, B, 6 * MIB, RW)]
     forks = [("fork", 1, 0, 0, 2), *then, ("fork", 2, 0, 0, 4), ("fork", 1, 0, 0, 5), *last, ("exit", 5)]
