@@ -30,7 +30,7 @@ def on(scheduler: str) -> Runner:
                 work, [task.text for task in tasks], key=[f"pterefd-{task.digest}" for task in tasks], retries=3
             )
             places = {future.key: index for index, future in enumerate(futures)}
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=client.loop):
                 if future.status == "finished":
                     yield places[future.key], future.result()
                 else:

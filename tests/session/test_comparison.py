@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pterefd.session.sweep import dump, load
 
 from pterefd.errors import BadInput
 from pterefd.session.comparison import (
@@ -27,6 +26,7 @@ from pterefd.session.comparison import (
 )
 from pterefd.session.outcome import BOUND, Combination, Killed, Outcome, Result, Series
 from pterefd.session.plots import save, thinned
+from pterefd.session.sweep import dump, load
 
 MB = 1 << 20
 SERIES = Series([1_000_000_000, 2_000_000_000], [3 * MB, 5 * MB], [MB, 2 * MB], [9 * MB, 8 * MB], MB, 2 * MB, 3 * MB)
