@@ -61,6 +61,15 @@ def _tunable(value: Any) -> Any:
     return value
 
 
+def _duration(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise BadInput("should be a duration, such as 200ms or 1s")
+    seconds = quantities.seconds(str(value))
+    if not 0.001 <= seconds <= 86_400:
+        raise BadInput("should be a duration from 1ms to a day")
+    return seconds
+
+
 def _string(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise BadInput(f"{value!r} is not {what}")
@@ -81,6 +90,7 @@ def _told(parse: Any) -> BeforeValidator:
 
 Address = Annotated[tuple[str, int] | None, _told(_off_or_address)]
 Tunable = Annotated[Any, _told(_tunable)]
+Duration = Annotated[float, _told(_duration)]
 Speed = Annotated[float | None, _told(_speed), PlainSerializer(lambda speed: "max" if speed is None else speed)]
 
 
@@ -120,12 +130,32 @@ class ReplaySection(_Section):
 
 
 class PluginsSection(_Section):
-    """[plugins]. policies: values of tunables by policy name."""
+    """[plugins]. policies, trigger: values of tunables by the plugin's name; a trigger's may name its policy.
+
+    reload: take up new and changed plugin files while running.  deadline: seconds for one decision of a plugin.
+    failures: of a plugin, in a row, before it is put aside.
+    """
 
     directories: tuple[Path, ...] = ()
     policy: Name = "largest_first"
     triggers: tuple[Name, ...] = ("on_demand",)
     policies: dict[Name, dict[Name, Tunable]] = Field(default_factory=dict)
+    trigger: dict[Name, dict[Name, Tunable]] = Field(default_factory=dict)
+    reload: StrictBool = False
+    deadline: Duration = 1.0
+    failures: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 3
+
+    def trigger_tunables(self) -> dict[str, dict[str, Any]]:
+        """Tunables of triggers, without their policies."""
+        return {
+            name: {key: value for key, value in table.items() if key != "policy"}
+            for name, table in self.trigger.items()
+        }
+
+    def policies_by_trigger(self) -> dict[str, str]:
+        """Policies of triggers that do not take the one in charge."""
+        named = {name: str(table["policy"]) for name, table in self.trigger.items() if "policy" in table}
+        return {name: policy for name, policy in named.items() if policy != "default"}
 
 
 class Config(_Section):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Mapping
 
+from pterefd.hookspecs import Tunables
 from pterefd.procfs.faces import Faces
-from pterefd.procfs.intwrite import INT_MAX
+from pterefd.procfs.intwrite import INT_MAX, parse_memory
 from pterefd.procfs.knobs import plugin_knobs
 from pterefd.procfs.tree import Content, Dir, Family, File, Rows
+
+DEFAULT = "default"  # in a trigger's policy file: the policy in charge
+PAGE = 4096
 
 
 def _free_ptes(faces: Faces, _: object, pid: int) -> None:
@@ -27,9 +33,39 @@ def _set_triggers(faces: Faces, _: object, text: str) -> None:
     faces.note("triggers set", triggers=names)
 
 
+def _set_policy_of(faces: Faces, trigger: str, name: str) -> None:
+    faces.reclaimer.set_policy_of(trigger, None if name == DEFAULT else name)
+    faces.note("policy set", trigger=trigger, policy=name)
+
+
+def _reclaim(faces: Faces, _: object, text: str) -> None:
+    """mm/vmscan.c user_proactive_reclaim(): whole pages, and EAGAIN where less was freed."""
+    wanted = parse_memory(text) // PAGE * PAGE
+    result = faces.reclaimer.reclaim(wanted) if wanted else None
+    if (0 if result is None else result.bytes) < wanted:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _reload(faces: Faces, _: object, __: int) -> None:
+    faces.reclaimer.reload()
+
+
+def _take_back(faces: Faces, _: object, name: str) -> None:
+    faces.reclaimer.take_back(name)
+    faces.note("plugin taken back", plugin=name)
+
+
 def _words(names: Iterable[str]) -> str:
     """As tcp_available_congestion_control: names with a blank between them."""
     return " ".join(names) + "\n"
+
+
+def _policy_tunables(faces: Faces) -> Mapping[str, Tunables]:
+    return faces.reclaimer.policy_tunables()
+
+
+def _trigger_tunables(faces: Faces) -> Mapping[str, Tunables]:
+    return faces.reclaimer.trigger_tunables()
 
 
 POLICIES = Dir(
@@ -38,13 +74,40 @@ POLICIES = Dir(
         Family(
             "NAME",
             "One directory per policy that declares tunables.",
-            lambda faces, _: faces.reclaimer.policy_tunables(),
-            lambda faces, _, name: faces.reclaimer.policy_tunables().get(name),
-            Dir("NAME", (Rows("TUNABLE", "A tunable that the policy declares.", plugin_knobs),)),
+            lambda faces, _: _policy_tunables(faces),
+            lambda faces, _, name: name if name in _policy_tunables(faces) else None,
+            Dir("NAME", (Rows("TUNABLE", "A tunable that the policy declares.", plugin_knobs(_policy_tunables)),)),
         ),
     ),
     "Tunables of each policy.",
-    exists=lambda faces, _: bool(faces.reclaimer.policy_tunables()),
+    exists=lambda faces, _: bool(_policy_tunables(faces)),
+)
+
+TRIGGER = Dir(
+    "trigger",
+    (
+        Family(
+            "NAME",
+            "One directory per trigger.",
+            lambda faces, _: faces.reclaimer.available_triggers(),
+            lambda faces, _, name: name if name in faces.reclaimer.available_triggers() else None,
+            Dir(
+                "NAME",
+                (
+                    File(
+                        "policy",
+                        0o644,
+                        "The policy that serves this trigger's requests; default: the one in pt_reclaim/policy.",
+                        Content.STRING,
+                        read=lambda faces, name: (faces.reclaimer.policy_of(name) or DEFAULT) + "\n",
+                        write=_set_policy_of,
+                    ),
+                    Rows("TUNABLE", "A tunable that the trigger declares.", plugin_knobs(_trigger_tunables)),
+                ),
+            ),
+        ),
+    ),
+    "Policy and tunables of each trigger.",
 )
 
 PT_RECLAIM = Dir(
@@ -80,7 +143,35 @@ PT_RECLAIM = Dir(
             Content.STRING,
             read=lambda faces, _: _words(faces.reclaimer.available_triggers()),
         ),
+        File(
+            "reclaim",
+            0o200,
+            "Write bytes (K, M, G behind them) to free so many over all mms; EAGAIN where less was freed.",
+            Content.STRING,
+            unit="bytes",
+            write=_reclaim,
+        ),
+        File(
+            "reload",
+            0o200,
+            "Write 1 to take up plugin files that are new or have changed; EINVAL where one does not fit.",
+            Content.INT,
+            unit="flag",
+            low=1,
+            high=1,
+            write=_reload,
+        ),
+        File(
+            "put_aside",
+            0o644,
+            "Plugins that failed too often and are not called any more, kind and name, one a line; "
+            "write a name to take it back.",
+            Content.STRING,
+            read=lambda faces, _: "".join(f"{kind} {name}\n" for kind, name in sorted(faces.reclaimer.put_aside())),
+            write=_take_back,
+        ),
         POLICIES,
+        TRIGGER,
     ),
     "Who decides when and where page tables are reclaimed.",
 )
