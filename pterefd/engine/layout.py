@@ -136,6 +136,7 @@ O_SIZE = 1  # bytes, -1 unknown
 O_KNOWN = 2  # 1: O_CACHED tells which pages are in the page cache; 0: all are taken to be
 O_CACHED = 3  # block of cached runs: first page -> end page (3 columns)
 O_REFS = 6
+O_ONE_BY_ONE = 7  # 1: its mappings have no vm_ops->map_pages, so that a read fault maps one page
 OBJ_COLUMNS = 8
 O_NEXT = 0
 OBJ_FILE = 0

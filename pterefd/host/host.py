@@ -34,12 +34,14 @@ SLICE_EVENTS = 8192  # events between two publications; about a millisecond of s
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
 
 _KINDS_OF_OBJECT = (
+SYSV = "/SYSV"  # how the names of System V segments begin
+
     ("[vdso]", lo.OBJ_VDSO),
     ("[vvar", lo.OBJ_VVAR),
     ("/dev/zero", lo.OBJ_DEV_ZERO),
     ("/dev/shm/", lo.OBJ_SHMEM),  # noqa: S108 - a mapped path's name, nothing is opened
     ("/memfd:", lo.OBJ_SHMEM),
-    ("/SYSV", lo.OBJ_SHMEM),
+    (SYSV, lo.OBJ_SHMEM),
 )
 
 
@@ -202,6 +204,7 @@ class Host:
         self._s.obj[obj, lo.O_REFS] = 1  # the name's own: a path's object lives as long as its trace
         self._object_names[obj] = path
         return obj
+        self._s.obj[obj, lo.O_ONE_BY_ONE] = path.startswith(SYSV)  # ipc/shm.c shm_vm_ops
 
     # ---- processes ----------------------------------------------------------------------------
 

@@ -163,7 +163,7 @@ class Batch:
             truncate, cache       index in `paths`
             mmap, mremap          row of `ext`
             exec, expect          index in `side`
-            munmap, munlock, exit, free_ptes   0
+            munmap, munlock, munlockall, exit, free_ptes   0
     err   int16, errno of the call (positive), 0 where it succeeded
     ext   int64[k, EXT_COLUMNS], what mmap and mremap carry beyond the columns (X_*)
     side  what only Python looks at: the fields of exec and expect, as decoded (dict, without op and pid)

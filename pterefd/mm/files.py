@@ -12,6 +12,7 @@ from pterefd.engine.layout import (
     O_CACHED,
     O_KIND,
     O_KNOWN,
+    O_ONE_BY_ONE,
     O_SIZE,
     OBJ_FILE,
     OBJ_SHMEM,
@@ -196,9 +197,10 @@ def beyond_end(s, v, addr):
 @kernel
 def read_fault(s, m, v, addr):
     """do_read_fault of a page that is not mapped. False: SIGBUS, whose upper tables stay all the same."""
-    kind = s.obj[s.vma[v, V_OBJ], O_KIND]
+    o = s.vma[v, V_OBJ]
+    kind = s.obj[o, O_KIND]
     make_pmd(s, m, addr)
-    if kind != OBJ_VDSO and kind != OBJ_VVAR:
+    if kind != OBJ_VDSO and kind != OBJ_VVAR and not s.obj[o, O_ONE_BY_ONE]:
         fault_around(s, m, v, addr)
     if beyond_end(s, v, addr):
         return False

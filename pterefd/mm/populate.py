@@ -114,8 +114,28 @@ def _lock_flags(s, m, start, end, lock):
 
 
 @kernel
-def mlock(s, m, start, end, onfault):
-    """mlock, mlock2: flags up to the first hole, then populate."""
+def _may_fail(s, m, start, end, onfault):
+    """Whether an mlock of [start, end) can fail behind the check of RLIMIT_MEMLOCK: at a hole, or when it populates."""
+    addr = start
+    while addr < end:
+        k = vma_at(s, m, addr)
+        if k < 0:
+            return True
+        v = vma_record(s, m, k)
+        flags = s.vma[v, V_FLAGS]
+        if not onfault and not flags & VM_PFNMAP:
+            access = ACCESS_READ if flags & VM_SHARED or not flags & VM_WRITE else ACCESS_POPULATE
+            if not allows(flags, access) or s.vma[v, V_OBJ] >= 0 or flags & VM_MAYBE_GUARD:
+                return True
+        addr = s.vma[v, V_END]
+    return False
+
+
+@kernel
+def mlock(s, m, start, end, onfault, failed):
+    """mlock, mlock2: flags up to the first hole, then populate. failed: with ENOMEM, as by RLIMIT_MEMLOCK, too."""
+    if failed and not _may_fail(s, m, start, end, onfault):
+        return ENOMEM
     error = _lock_flags(s, m, start, end, VM_LOCKED_MASK if onfault else VM_LOCKED)
     if error:
         return error

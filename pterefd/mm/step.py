@@ -76,7 +76,7 @@ from pterefd.mm.events import (
 from pterefd.mm.fault import fault_page, fault_range, mapping_for
 from pterefd.mm.files import drop_cached, note_cache, truncate
 from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
-from pterefd.mm.populate import mlock, mprotect, munlock
+from pterefd.mm.populate import ENOMEM, mlock, mprotect, munlock
 from pterefd.mm.remap import brk, mmap, mremap, mremap_failed
 from pterefd.mm.unmap import change_range, munmap, note_rss
 from pterefd.mm.vma import prepare_anon, vma_at, vma_count, vma_first, vma_record
@@ -325,7 +325,7 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
         if err == 0:
             brk(s, m, addr, arg)
     elif o == OP_MLOCK:
-        mlock(s, m, addr, end, arg != 0)
+        mlock(s, m, addr, end, arg != 0, err == ENOMEM)
     elif o == OP_MUNLOCK:
         munlock(s, m, addr, end)
     elif o == OP_SWAP_OUT:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pterefd.host.host import kind_of_path
+from pterefd.host.host import SYSV, kind_of_path
 from pterefd.mm import events as ev
 from pterefd.reenact.build import PGD_SLOT
 from pterefd.source.schema import PAGE_SIZE
@@ -27,6 +27,11 @@ class Operation(NamedTuple):
     event: int
     events: int
     row: Row
+
+
+def stand_in(path: str) -> str:
+    """The path that the new trace has: a memfd, which is read in windows, stands in for a System V segment."""
+    return f"/memfd:{path.lstrip('/')}" if path.startswith(SYSV) else path
 
 
 def operations(trace: Trace, every: int = 0) -> Iterator[Operation]:
@@ -51,6 +56,8 @@ def _of_piece(piece: Piece, every: int) -> Iterator[Operation]:
             yield from _fault(Operation(index, end - begin, row | {"write": bool(writes[begin])}))
         else:
             row = {name: value for name, value in next(rows).items() if value is not None and name != "t"}
+            if "path" in row:
+                row["path"] = stand_in(row["path"])
             yield Operation(index, 1, row)
 
 
@@ -127,11 +134,11 @@ def _note_slots(found: Survey, batch: ev.Batch) -> None:
 def _note_files(found: Survey, batch: ev.Batch) -> None:
     for i in np.flatnonzero(batch.op == ev.OP_MMAP).tolist():
         row = batch.ext[batch.arg[i]]
-        path = batch.paths[row[ev.X_PATH]] if row[ev.X_PATH] >= 0 else "["
+        path = stand_in(batch.paths[row[ev.X_PATH]]) if row[ev.X_PATH] >= 0 else "["
         if kind_of_path(path) >= 0:
             size = int(row[ev.X_FILE_SIZE])
             if size < 0:
                 size = max(int(row[ev.X_OFFSET]), 0) + int(batch.len[i])
             found.sizes[path] = max(found.sizes.get(path, 0), size)
     for i in np.flatnonzero(batch.op == ev.OP_CACHE).tolist():
-        found.told.add(batch.paths[int(batch.arg[i])])
+        found.told.add(stand_in(batch.paths[int(batch.arg[i])]))

@@ -38,8 +38,6 @@ ADVICE_NAMES = {
     102: "guard_install",
     103: "guard_remove",
 }
-# Advice that acts piece by piece, so that EINVAL may come after a part of the range was done.
-_EINVAL_AFTER_PART = ("dontneed", "dontneed_locked", "free", "cold", "pageout", "guard_install", "guard_remove")
 _MAP_NAMES = (
     (0x20, "anonymous"),
     (0x8000, "populate"),
@@ -49,9 +47,11 @@ _MAP_NAMES = (
     (0x40000, "hugetlb"),
     (0x20000, "stack"),
 )
-_MAP_TYPE, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 0x02, 0x20
+_MAP_TYPE, _MAP_PRIVATE, _MAP_DROPPABLE, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x0F, 0x02, 0x08, 0x20, 0x4000
+_MAP_POPULATE, _MAP_NONBLOCK = 0x8000, 0x10000
 _MREMAP_DONTUNMAP = 4
 _KEPT_ERRORS = {
+    "madvise": ("ENOMEM", "EINVAL", "EAGAIN", "EBUSY", "EIO", "EFAULT", "EINTR"),
     "mprotect": ("ENOMEM", "EACCES"),
     "mlock": ("ENOMEM", "EAGAIN"),
     "munlock": ("ENOMEM",),
@@ -197,6 +197,9 @@ class Translator:
     def _mmap(self, calls: Calls) -> None:
         calls = calls.select(~calls.failed & (calls.result >= 0))
         if not len(calls):
+        bits[(bits & _MAP_NONBLOCK) != 0] &= ~_MAP_POPULATE  # mm/mmap.c do_mmap: together they populate nothing
+        droppable = (bits & _MAP_TYPE) == _MAP_DROPPABLE
+        bits[droppable] += _MAP_PRIVATE - _MAP_DROPPABLE + _MAP_NORESERVE
             return
         bits = self._argument(calls, "flags")
         columns = {
@@ -211,10 +214,15 @@ class Translator:
         if len(files):
             offset[files] = self._argument(calls, "off")[files]
             found = [self._file_of(calls, int(row), columns) for row in files.tolist()]
-            paths[files] = [-1 if side is None else self._table.words["path"].number(side.text) for side in found]
+            names = [None if side is None else self._table.file_name(side.text, side.inode) for side in found]
+            paths[files] = [-1 if name is None else self._table.words["path"].number(name) for name in names]
             size[files] = [ABSENT if side is None else self._sizes(side.text, side.inode) for side in found]
             zero = files[[side is not None and side.text == "/dev/zero" for side in found]]
             bits[zero] |= _MAP_ANONYMOUS  # drivers/char/mem.c mmap_zero
+        for advice in ("wipeonfork", "dontdump"):  # what do_mmap gives a droppable mapping beside
+            number = self._table.numbers("advice", [advice])[0]
+            advised = np.full(len(calls), number, dtype=np.int64)
+            self._ranges("madvise", calls, columns["addr"], columns["len"], droppable, advice=advised)
         columns |= {"flags": self._flags(bits), "path": paths, "offset": offset, "file_size": size}
         self._claims(self._group("mmap", calls, **columns), columns["addr"], columns["len"])
 
@@ -302,18 +310,14 @@ class Translator:
         addr, length, keep = self._range(calls, "start", "len_in")
         behavior = self._argument(calls, "behavior")
         names = np.full(len(calls), -1, dtype=np.int64)
-        failed_at_once = calls.failed & ~self._failed_with(
-            calls, ("ENOMEM", "EINVAL", "EAGAIN", "EBUSY", "EIO", "EFAULT", "EINTR")
-        )
+        # Every advice goes mapping by mapping, so that an error may come after a part of the range was done.
+        keep &= ~calls.failed | self._failed_with(calls, _KEPT_ERRORS["madvise"])
         for value in np.unique(behavior).tolist():
             name = ADVICE_NAMES.get(value)
             if name is None:
                 continue
-            of_it = behavior == value
-            names[of_it] = self._table.numbers("advice", [name])[0]
-            if name not in _EINVAL_AFTER_PART:
-                failed_at_once |= of_it & (calls.result == -errno.EINVAL)
-        self._ranges("madvise", calls, addr, length, keep & (names >= 0) & ~failed_at_once, advice=names)
+            names[behavior == value] = self._table.numbers("advice", [name])[0]
+        self._ranges("madvise", calls, addr, length, keep & (names >= 0), advice=names)
 
     # -- locking --------------------------------------------------------------------------------
 
@@ -354,15 +358,19 @@ class Translator:
                 self.unmodelled["shmat"] = self.unmodelled.get("shmat", 0) + 1
                 continue
             fields: dict[str, Any] = {"pid": int(calls.pid[row]), "addr": addr, "len": side.addr + side.len - addr}
-            fields |= {"prot": "rw-" if side.prot & 2 else "r--", "flags": "shared", "path": side.text, "offset": 0}
+            fields |= {"prot": "rw-" if side.prot & 2 else "r--", "flags": "shared", "offset": 0}
+            fields["path"] = self._table.file_name(side.text, side.inode)
             self._table.add(end, "mmap", 1, **fields, file_size=side.len)
 
     def _detaches(self, calls: dict[str, Calls]) -> None:
-        """shmdt names only the start; how long the segment is was learnt when it was attached."""
+        """shmdt names only the start; how long the segment is was learnt when it was attached, there, last before.
+
+        By the process itself, else by whom it was forked from.
+        """
         detached, attached = calls.get("shmdt"), calls.get("shmat")
         if detached is None or not len(detached):
             return
-        lengths = {}
+        lengths: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         samples = self._data.samples
         for row in range(len(attached) if attached is not None else 0):
             assert attached is not None
@@ -370,15 +378,16 @@ class Translator:
             addr = int(attached.result[row])
             side = self._mapping(int(samples.tid[attached.exit[row]]), begin, end, addr)
             if side is not None:
-                lengths[addr] = side.addr + side.len - addr
+                lengths[addr].append((end, int(attached.pid[row]), side.addr + side.len - addr))
         starts = self._argument(detached, "shmaddr")
         for row in np.flatnonzero(detached.result == 0).tolist():
-            length = lengths.get(int(starts[row]))
-            if length is None:
+            t, pid, addr = int(samples.t[detached.entry[row]]), int(detached.pid[row]), int(starts[row])
+            found = [some for some in lengths[addr] if some[0] <= t]
+            if not found:
                 self.unmodelled["shmdt"] = self.unmodelled.get("shmdt", 0) + 1
                 continue
-            t = int(samples.t[detached.entry[row]])
-            self._table.add(t, "munmap", 1, pid=int(detached.pid[row]), addr=int(starts[row]), len=length)
+            length = max(found, key=lambda some: (some[1] == pid, some[0]))[2]
+            self._table.add(t, "munmap", 1, pid=pid, addr=addr, len=length)
 
     # -- ranges ---------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ def add_snapshot(table: Table, new: Exec) -> None:
         if prot != mapping.prot:
             late.append(("mprotect", {**place, "prot": mapping.prot}))
         late += _calls(place, snapshot.flags.get(mapping.start, frozenset()))
-        table.add(t, "mmap", FIRST, pid=pid, **place, prot=prot, **_what(snapshot, mapping))
+        table.add(t, "mmap", FIRST, pid=pid, **place, prot=prot, **_what(table, snapshot, mapping))
     for row in snapshot.state:
         huge = {"huge": 1} if row.huge else {}
         table.add(t, "state", FIRST, pid=pid, addr=row.start, len=row.end - row.start, entry=row.entry, **huge)
@@ -40,12 +40,12 @@ def add_snapshot(table: Table, new: Exec) -> None:
         table.add(t, op, FIRST, pid=pid, **fields)
 
 
-def _what(snapshot: Snapshot, mapping: Map) -> dict[str, object]:
+def _what(table: Table, snapshot: Snapshot, mapping: Map) -> dict[str, object]:
     """flags, path, offset and file_size of a mapping."""
     set_flags = snapshot.flags.get(mapping.start, frozenset())
     return {
         "flags": map_flags(mapping, set_flags),
-        "path": mapping.path or None,
+        "path": table.file_name(mapping.path, mapping.inode) or None,
         "offset": mapping.offset if mapping.inode else ABSENT,
         "file_size": snapshot.sizes.get(mapping.start, ABSENT),
     }

@@ -18,6 +18,7 @@ from pterefd.source.schema import FIELD, INT, LIST, STR
 I64 = npt.NDArray[np.int64]
 
 PIECE = 128 * 1024
+_DELETED = " (deleted)"  # what d_path puts behind the name of a file that has none (any more)
 FIRST, ROWS = 0, 1  # order of added events of one time: execs, others; perf's own come after both
 
 
@@ -68,6 +69,7 @@ class Table:
         self._groups: list[Group] = []
         self._loose: dict[tuple[str, ...], list[tuple[int, int, tuple[Any, ...]]]] = {}
         self._seq = 0
+        self._deleted: dict[str, dict[int, str]] = {}
 
     def add_group(self, group: Group) -> None:
         """Add events; they are sorted by place here."""
@@ -88,6 +90,13 @@ class Table:
     def numbers(self, name: str, words: Sequence[str]) -> I64:
         """Numbers of the words in the string field's column."""
         return self.words[name].numbers(words)
+
+    def file_name(self, path: str, inode: int) -> str:
+        """The path, with a number behind it where several files without a name show the same one (memfd, SysV)."""
+        if not path.endswith(_DELETED):
+            return path
+        names = self._deleted.setdefault(path, {})
+        return names.setdefault(inode, f"{path}#{len(names) + 1}" if names else path)
 
     def with_word(self, values: I64, name: str, word: str) -> npt.NDArray[np.bool_]:
         """Of a column of comma-separated words: which values have the word among them."""
