@@ -27,15 +27,16 @@ from pterefd.host.view import KEPT, RECLAIMABLE, HostView
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
 from pterefd.mm.free_ptes import free_ptes, note_all_kept, note_kept, note_walk
+from pterefd.mm.populate import lock_all
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, mark_dirty, run_events
 
 SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
 
-_KINDS_OF_OBJECT = (
 SYSV = "/SYSV"  # how the names of System V segments begin
 
+_KINDS_OF_OBJECT = (
     ("[vdso]", lo.OBJ_VDSO),
     ("[vvar", lo.OBJ_VVAR),
     ("/dev/zero", lo.OBJ_DEV_ZERO),
@@ -172,6 +173,8 @@ class Host:
             self._exec(pid, batch.side[arg], now, batch.thp)
         elif op == ev.OP_THP:
             self._set_thp(pid, arg != 0)
+        elif op in (ev.OP_MLOCKALL, ev.OP_MUNLOCKALL):
+            self._lock_all(pid, op, arg, failed=bool(batch.err[i]))
         elif op == ev.OP_FORK:
             self._fork(pid, arg, now)
         elif op == ev.OP_EXIT:
@@ -201,10 +204,10 @@ class Host:
         self._s.obj[obj, lo.O_KIND] = kind
         self._s.obj[obj, lo.O_SIZE] = -1
         self._s.obj[obj, lo.O_KNOWN] = int(kind == lo.OBJ_SHMEM)
+        self._s.obj[obj, lo.O_ONE_BY_ONE] = path.startswith(SYSV)  # ipc/shm.c shm_vm_ops
         self._s.obj[obj, lo.O_REFS] = 1  # the name's own: a path's object lives as long as its trace
         self._object_names[obj] = path
         return obj
-        self._s.obj[obj, lo.O_ONE_BY_ONE] = path.startswith(SYSV)  # ipc/shm.c shm_vm_ops
 
     # ---- processes ----------------------------------------------------------------------------
 
@@ -236,6 +239,18 @@ class Host:
             return
         thp = int(self._s.mm[process.mm, lo.M_THP])
         self._s.mm[process.mm, lo.M_THP] = thp | lo.THP_DISABLED if disabled else thp & ~lo.THP_DISABLED
+
+    def _lock_all(self, pid: int, op: int, how: int, *, failed: bool) -> None:
+        """mlockall(how), munlockall. Where they fail they have done nothing."""
+        process = self._processes.get(pid)
+        if process is None:
+            self._s.g[lo.G_SKIPPED] += 1
+        elif not failed:
+            flags = lo.VM_LOCKED_MASK if how & ev.MCL_ONFAULT else lo.VM_LOCKED
+            touched = op == ev.OP_MUNLOCKALL or how & ev.MCL_CURRENT or not how & ev.MCL_FUTURE
+            current = (flags if how & ev.MCL_CURRENT else 0) if touched else -1
+            lock_all(self._s, process.mm, current, flags if how & ev.MCL_FUTURE else 0)
+            mark_dirty(self._s, process.mm)
 
     def _appear(self, process: Process) -> None:
         """A new mm is published before anybody can see its pid."""

@@ -35,6 +35,8 @@ OPS = (
     "free_ptes",
     "expect",
     "thp",
+    "mlockall",
+    "munlockall",
 )
 OP_CODE = {name: code for code, name in enumerate(OPS)}
 (
@@ -59,6 +61,8 @@ OP_CODE = {name: code for code, name in enumerate(OPS)}
     OP_FREE_PTES,
     OP_EXPECT,
     OP_THP,
+    OP_MLOCKALL,
+    OP_MUNLOCKALL,
 ) = range(len(OPS))
 
 # ---- madvise advice codes: the index in ADVICE ---------------------------------------------
@@ -160,6 +164,7 @@ class Batch:
             fork        pid of the child
             thread, thread_exit   tid
             thp         1 with disabled
+            mlockall    MCL_*
             truncate, cache       index in `paths`
             mmap, mremap          row of `ext`
             exec, expect          index in `side`
@@ -189,6 +194,8 @@ class Batch:
     def __len__(self) -> int:
         return int(self.op.shape[0])
 
+
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 
 STATE_TABLES = 1 << 8
 STATE_HUGE = 1 << 9

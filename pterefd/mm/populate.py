@@ -8,6 +8,7 @@ from __future__ import annotations
 from pterefd.engine.entries import is_huge, present_between
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
+    M_DEF_FLAGS,
     M_PROFILE,
     M_REF_UPDATES,
     M_WALKS,
@@ -41,6 +42,7 @@ from pterefd.mm.vma import modify_range, prepare_anon, vma_at, vma_count, vma_fi
 ENOMEM = 12
 EFAULT = 14
 EINVAL = 22
+ADDRESS_END = 1 << 47
 
 
 @kernel
@@ -140,6 +142,26 @@ def mlock(s, m, start, end, onfault, failed):
     if error:
         return error
     return populate(s, m, start, end, False)
+
+
+@kernel
+def lock_all(s, m, current, future):
+    """mlockall, munlockall (apply_mlockall_flags): what new mappings get, and what all get that are there.
+
+    current, future: VM_LOCKED with or without VM_LOCKONFAULT, 0: not; current -1: mappings stay as they are.
+    """
+    s.mm[m, M_DEF_FLAGS] = (s.mm[m, M_DEF_FLAGS] & ~VM_LOCKED_MASK) | future
+    if current < 0:
+        return
+    k = 0
+    while k < vma_count(s, m):
+        v = vma_record(s, m, k)
+        start = s.vma[v, V_START]
+        end = s.vma[v, V_END]
+        _lock_flags(s, m, start, end, current)
+        k = vma_at(s, m, end - PAGE) + 1
+    if current:
+        populate(s, m, 0, ADDRESS_END, True)
 
 
 @kernel

@@ -449,6 +449,12 @@ class Reenactment:
 
     _do_thread_exit = _do_thread
 
+    def _do_mlockall(self, index: int, row: Row, life: Life) -> None:
+        """It would lock the agent's own memory, too."""
+        self.done.left_out[row["op"]] += 1
+
+    _do_munlockall = _do_mlockall
+
     def _do_thp(self, index: int, row: Row, life: Life) -> None:
         """Agents have no huge pages from the start on."""
         if not row["disabled"]:

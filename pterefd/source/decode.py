@@ -200,6 +200,14 @@ def _fill_simple(arg: IntArray, columns: Columns) -> None:
     _fill_arg(arg, columns, "prot", events.OP_MPROTECT)
     _fill_arg(arg, columns, "advice", events.OP_MADVISE)
     _fill_arg(arg, columns, "entry", events.OP_STATE)
+    rows = columns.rows(events.OP_MLOCKALL)
+    for name, bit in (
+        ("current", events.MCL_CURRENT),
+        ("future", events.MCL_FUTURE),
+        ("onfault", events.MCL_ONFAULT),
+    ):
+        if name in columns:
+            arg[rows] += columns.full(name, 0)[rows] * bit
     rows = columns.rows(events.OP_STATE)
     for name, bit in (("tables", events.STATE_TABLES), ("huge", events.STATE_HUGE)):
         if name in columns:

@@ -25,7 +25,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("addr", "start", "new_addr"), ADDRESSES),
     **dict.fromkeys(("len", "new_len"), LENGTHS),
     **dict.fromkeys(("pid", "child", "tid"), st.integers(1, 3)),
-    **dict.fromkeys(("write", "dontunmap", "onfault", "dropped", "tables", "huge", "disabled"), st.booleans()),
+    **dict.fromkeys(
+        ("write", "dontunmap", "onfault", "current", "future", "dropped", "tables", "huge", "disabled"), st.booleans()
+    ),
     "t": st.integers(0, 5),
     "prot": st.sampled_from(["rw-", "r--", "---", "rwx"]),
     "flags": st.sampled_from([f"private,{name}" for name in MAP_FLAGS[2:]] + ["shared"]),

@@ -64,8 +64,6 @@ UNMODELLED = {
     "process_madvise": "process_madvise: its ranges are not recorded",
     "userfaultfd": "userfaultfd: what its handler maps is not recorded",
     "remap_file_pages": "remap_file_pages is not modelled",
-    "mlockall": "mlockall is not modelled",
-    "munlockall": "munlockall is not modelled",
 }
 
 
@@ -197,11 +195,11 @@ class Translator:
     def _mmap(self, calls: Calls) -> None:
         calls = calls.select(~calls.failed & (calls.result >= 0))
         if not len(calls):
+            return
+        bits = self._argument(calls, "flags")
         bits[(bits & _MAP_NONBLOCK) != 0] &= ~_MAP_POPULATE  # mm/mmap.c do_mmap: together they populate nothing
         droppable = (bits & _MAP_TYPE) == _MAP_DROPPABLE
         bits[droppable] += _MAP_PRIVATE - _MAP_DROPPABLE + _MAP_NORESERVE
-            return
-        bits = self._argument(calls, "flags")
         columns = {
             "addr": calls.result,
             "len": _up(self._argument(calls, "len")),
@@ -219,12 +217,12 @@ class Translator:
             size[files] = [ABSENT if side is None else self._sizes(side.text, side.inode) for side in found]
             zero = files[[side is not None and side.text == "/dev/zero" for side in found]]
             bits[zero] |= _MAP_ANONYMOUS  # drivers/char/mem.c mmap_zero
+        columns |= {"flags": self._flags(bits), "path": paths, "offset": offset, "file_size": size}
+        self._claims(self._group("mmap", calls, **columns), columns["addr"], columns["len"])
         for advice in ("wipeonfork", "dontdump"):  # what do_mmap gives a droppable mapping beside
             number = self._table.numbers("advice", [advice])[0]
             advised = np.full(len(calls), number, dtype=np.int64)
             self._ranges("madvise", calls, columns["addr"], columns["len"], droppable, advice=advised)
-        columns |= {"flags": self._flags(bits), "path": paths, "offset": offset, "file_size": size}
-        self._claims(self._group("mmap", calls, **columns), columns["addr"], columns["len"])
 
     def _file_of(self, calls: Calls, row: int, columns: dict[str, I64]) -> Side | None:
         """perf's record of the mapping that this call made: by the same task, during the call, over the range."""
@@ -338,6 +336,18 @@ class Translator:
         keep = _valid(addr, length) & (~calls.failed | self._failed_with(calls, _KEPT_ERRORS[op]))
         extra = {} if onfault is None else {"onfault": onfault}
         self._ranges(op, calls, addr, length, keep, **extra)
+
+    def _mlockall(self, calls: Calls) -> None:
+        done = calls.select(~calls.failed)
+        if len(done):
+            flags = self._argument(done, "flags")
+            columns = {name: flags >> bit & 1 for bit, name in enumerate(("current", "future", "onfault"))}
+            self._group("mlockall", done, **columns)
+
+    def _munlockall(self, calls: Calls) -> None:
+        done = calls.select(~calls.failed)
+        if len(done):
+            self._group("munlockall", done)
 
     def _prctl(self, calls: Calls) -> None:
         """kernel/sys.c: of its many options only PR_SET_THP_DISABLE is about page tables."""

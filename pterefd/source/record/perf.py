@@ -59,7 +59,7 @@ EVENTS = (
 # Beside a tracer less will do, and each event costs perf some 20 ms to give back at the end: the tracer knows of forks,
 # execs and exits, brk's return says all, and of calls that there is no op for it is enough that they were made.
 _BY_TRACER = ("execve", "execveat", "clone", "clone3", "fork", "vfork")
-_EXIT_ONLY = ("brk", "process_madvise", "userfaultfd", "remap_file_pages", "munlockall", "mlockall")
+_EXIT_ONLY = ("brk", "process_madvise", "userfaultfd", "remap_file_pages", "munlockall")
 RECORD_EVENTS = (
     *FAULTS,
     *(f"syscalls:sys_enter_{name}" for name in SYSCALLS if name not in _BY_TRACER + _EXIT_ONLY),

@@ -84,6 +84,83 @@ fd = os.memfd_create("mine"); os.ftruncate(fd, 3 << 20); q = mmap.mmap(fd, 3 << 
 z = mmap.mmap(os.open("/dev/zero", os.O_RDONLY), 2 << 20, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ); z[5000]
 """
 
+LIBC = """
+import ctypes, os, resource
+libc = ctypes.CDLL(None, use_errno=True)
+address, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+for name in ("mmap", "shmat"): getattr(libc, name).restype = address
+libc.mmap.argtypes = [address, size, number, number, number, ctypes.c_long]
+for name in ("madvise", "mprotect"): getattr(libc, name).argtypes = [address, size, number]
+libc.mlock.argtypes = [address, size]
+libc.shmat.argtypes = [number, address, number]; libc.shmdt.argtypes = [address]
+M = 1 << 20
+def new(length, prot=3, flags=0x22): return libc.mmap(None, length, prot, flags, -1, 0)
+"""
+
+# What fails behind a part that was done, what fails at once, and flags that take others back.
+PARTLY = """
+a = new(8 * M); libc.mprotect(a + 4 * M, M, 0)
+assert libc.madvise(a, 8 * M, 23) == -1  # POPULATE_WRITE up to PROT_NONE
+b = new(8 * M); ctypes.memset(b, 1, 8 * M)
+assert libc.mmap(b + 4 * M, M, 3, 0x31, -1, 0) == b + 4 * M
+assert libc.madvise(b, 8 * M, 18) == -1  # WIPEONFORK up to what is shared
+new(2 * M, 3, 0x18022); new(2 * M, 1, 0x18021)  # MAP_POPULATE | MAP_NONBLOCK: nothing is populated
+if os.fork() == 0:
+    ctypes.memset(b, 1, M); os._exit(0)
+os.wait()
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536)); os.setuid(65534)
+assert libc.mlock(b, 2 * M) == -1 and libc.mlock(a + 5 * M, 32768) == 0
+assert libc.mlock(a + 6 * M, M) == -1  # beyond the limit
+"""
+
+DROPPABLE = """
+a = new(4 * M, 3, 0x28)
+if a == 2 ** 64 - 1: os._exit(77)
+ctypes.memset(a, 1, 3 * M); new(M)
+if os.fork() == 0:
+    ctypes.memset(a, 1, M); os._exit(0)
+os.wait()
+"""
+
+# Segments one after the other at one place, of several sizes; reads of what is in the page cache; names in common.
+SEGMENTS = """
+at = 0x100000000000
+small, large, other = (libc.shmget(0, length, 0o1600) for length in (M // 16, 8 * M, M))
+beside = libc.shmat(large, at + M // 16, 0); ctypes.memset(beside, 1, 8 * M)
+for _ in range(2):
+    libc.shmat(small, at, 0); ctypes.memset(at, 1, M // 16)
+    if os.fork() == 0:
+        libc.shmdt(at); os._exit(0)
+    os.wait(); libc.shmdt(at)
+libc.shmdt(beside); libc.shmat(large, at, 0)
+for page in (0, 3, 40): ctypes.string_at(at + page * 4096, 1)
+a = libc.shmat(other, None, 0); ctypes.string_at(a + 4096, 1)
+for segment in (small, large, other): libc.shmctl(segment, 0, None)
+full, sparse = os.memfd_create("one name"), os.memfd_create("one name")
+for fd in (full, sparse): os.ftruncate(fd, M)
+a = libc.mmap(None, M, 3, 1, full, 0); ctypes.memset(a, 1, M)
+b = libc.mmap(None, M, 3, 1, sparse, 0); ctypes.memset(b + 3 * 4096, 1, 1)
+c = libc.mmap(None, M, 1, 1, sparse, 0); ctypes.string_at(c, 1)
+"""
+
+LOCKED = """
+import sys
+a = new(M); ctypes.string_at(a + 4096, 1); b = new(M, 1)
+file = os.open(sys.executable, os.O_RDONLY); c = libc.mmap(None, 200000, 3, 2, file, 0)
+def deep(n): return n and deep(n - 1)
+for how in (HOW):
+    assert libc.mlockall(how) == 0
+    deep(300)
+    d, e = new(3 * M), new(M, 0); libc.mprotect(e, M // 2, 3); new(M, 1); libc.mmap(None, 200000, 1, 1, file, 0)
+    libc.madvise(d, 3 * M, 4)
+    if os.fork() == 0:
+        ctypes.memset(new(M), 1, 4096); os._exit(0)
+    os.wait()
+    assert libc.munlockall() == 0
+    libc.madvise(d, 3 * M, 4); new(M)
+assert libc.mlockall(4) == -1
+"""
+
 REFUSED = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -149,6 +226,41 @@ def test_calls(record: Record, program: str) -> None:
     assert recording.code == 0
     assert recording.said == []
     recording.assert_exact(checkpoints=2)
+
+
+@pytest.mark.parametrize("program", [PARTLY, SEGMENTS], ids=["partly", "segments"])
+def test_calls_of_libc(record: Record, program: str) -> None:
+    recording = record([*PYTHON, LIBC + program], checkpoint_every=0.02)
+    assert recording.code == 0
+    assert recording.said == []
+    recording.assert_exact(checkpoints=2)
+
+
+def test_droppable_memory(record: Record) -> None:
+    recording = record([*PYTHON, LIBC + DROPPABLE])
+    assert recording.said == []
+    if recording.code == 77:  # before 6.11
+        assert tuple(map(int, os.uname().release.split(".")[:2])) < (6, 11)
+        return
+    assert recording.code == 0
+    recording.assert_exact(checkpoints=2)
+
+
+@pytest.mark.parametrize("how", [1, 2, 3, 5, 6, 7])
+def test_all_memory_is_locked(record: Record, how: int) -> None:
+    recording = record([*PYTHON, LIBC + LOCKED.replace("HOW", f"{how}, 2, 1")], checkpoint_every=0.02)
+    assert recording.code == 0
+    assert recording.said == []
+    recording.assert_exact("VmPTE", "RssAnon", "RssShmem", "vmas", "zero_entries", checkpoints=4)
+    assert recording.events("mlockall")[0] == {
+        "op": "mlockall",
+        "pid": 1,
+        "current": bool(how & 1),
+        "future": bool(how & 2),
+        "onfault": bool(how & 4),
+        "t": recording.events("mlockall")[0]["t"],
+    }
+    assert len(recording.events("munlockall")) == 3
 
 
 def test_failed_calls_are_kept_only_where_they_acted(record: Record) -> None:
