@@ -106,14 +106,19 @@ class Plugins:
             raise BadInput(f"{plugin}: {implementation.function.__name__} raised {error!r}") from error
 
     def make(self, cls: C, values: dict[str, Any]) -> Any:
-        """An instance with tunables from the configuration. BadInput names plugin, tunable and reason."""
+        """An instance with tunables from the configuration. BadInput names plugin, tunable or class, and reason."""
         try:
             tunables: Tunables = cls.Tunables(**values)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise BadInput(f"plugin {cls.name}: {where}: {first['msg']}") from error
-        return cls(tunables)
+        try:
+            return cls(tunables)
+        except Exception as error:
+            kind = "policy" if issubclass(cls, Policy) else "trigger"
+            plugin = self.origin.get(f"{kind} {cls.name}", cls.name)
+            raise BadInput(f"{plugin}: {cls.__name__}.__init__ raised {error!r}") from error
 
     def names_of(self, implementation: Any) -> str:
         """The name by which an observer's errors are counted."""

@@ -185,6 +185,14 @@ def test_a_plugin_that_does_not_fit_stops_the_start(tmp_path: Path, head: str, b
     assert "\n" not in str(raised.value)
 
 
+def test_a_policy_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
+    body = policy("pass\n    def __init__(self, tunables):\n        1/0")
+    path = plugin(tmp_path, "bad", body, HEAD)
+    with pytest.raises(BadInput, match=r"__init__ raised ZeroDivisionError") as raised:
+        make(host(), tmp_path, policy="mine")
+    assert str(path) in str(raised.value)
+
+
 def test_names_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no policy 'best'; there are: largest_first"):
         make(host(), policy="best")
