@@ -54,6 +54,9 @@ def kind_of_path(path: str) -> int:
     return -1 if path.startswith("[") else lo.OBJ_FILE
 
 
+_OWNER = ("uid", "gid", "oom_score_adj")
+
+
 class EventError(BadInput):
     """An event that stops a host. index: from 0 in its trace."""
 
@@ -217,7 +220,9 @@ class Host:
             thp |= int(self._s.mm[old.mm, lo.M_THP]) & lo.THP_DISABLED  # MMF_INIT_MASK: exec keeps it
             self._teardown(old)
         mm = int(new_mm(self._s, pid, self.profile.flags, thp))
-        given = {name: fields[name] for name in ("uid", "gid", "oom_score_adj") if fields.get(name) is not None}
+        given = {name: fields[name] for name in _OWNER if fields.get(name) is not None}
+        if old is not None:  # what the event does not say is as before
+            given = {name: getattr(old, name) for name in _OWNER} | given
         process = Process(pid, mm, fields["comm"], list(fields.get("cmdline") or []), start_ns=now, **given)
         if old is not None:
             process.ppid, process.start_ns, process.exec_number = old.ppid, old.start_ns, old.exec_number + 1
