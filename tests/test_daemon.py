@@ -240,6 +240,22 @@ def test_several_traces_share_the_host(start: Start, tmp_path: Path, mnt: Path) 
     assert one.read("8/comm") == "redis-server\n"
 
 
+def test_a_host_that_is_short_of_memory_kills_and_says_so(start: Start, mnt: Path) -> None:
+    """pid 1 writes 6 MiB, the host has 4; pid 7, with 2 MiB, lives."""
+    text = "daemon.log_format = 'json'\nhost.memory = '4MiB'\nhost.vm.overcommit_memory = 1"
+    one = start(text=text, events=[*EVENTS, {"op": "exit", "pid": 1}])
+    one.wait_for("held")
+    assert set(os.listdir(mnt)) == {"7", "sys"}
+    assert (mnt / "sys/vm/swappiness").read_text() == "60\n"
+    scraped = one.scrape()
+    assert scraped["pterefd_oom_kills_total", "", "simulated"] == 1
+    assert scraped["pterefd_host_memory_bytes", "simulated", "total"] == 4 << 20
+    lines = [json.loads(line) for line in one.end()[1].splitlines()]
+    killed = next(line for line in lines if line["event"] == "oom-kill")
+    assert (killed["pid"], killed["comm"], killed["group"]) == (1, "redis-server", "")
+    assert killed["freed_bytes"] >= 3 << 20
+
+
 def test_the_log_says_who_wrote_what(start: Start, mnt: Path) -> None:
     one = start(text="daemon.log_format = 'json'")
     one.wait_for("held")
@@ -340,6 +356,11 @@ def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
         ("plugins.triggers = ['nobody']", "no trigger 'nobody'"),
         ("plugins.policies.nobody.x = 1", "tunables for a policy 'nobody'"),
         ("plugins.directories = ['nowhere']", "nowhere: no such plugin directory"),
+        ("host.swap = '1GiB'", "host.swap: swap needs host.memory"),
+        ("host.memory = 4096", "host memory of 4096 bytes: less than 1 MiB"),
+        ("host.memory = '1 GiBi'", "host.memory: '1 GiBi': unknown unit"),
+        ("[[group]]\nname = 'web'", "group: groups need host.memory"),
+        ("[[mm]]\nworkload = 'hungry'\ngroup = 'web'", "mm.0.group: no [[group]] is named 'web'; there are: none"),
         ("daemon.mount = 1", "refused.toml: daemon.mount: should be a path, not 1"),
     ],
 )

@@ -101,7 +101,7 @@ class Host:
 
     on_teardown(process, counters) is called just before an mm goes (exit, exec, kill), with the lock held.
     on_pressure(cause, group or None, bytes wanted) is asked for page tables at the low mark and before a kill,
-    without the lock; it returns bytes freed.
+    without the lock; it returns bytes freed.  on_kill(kill) is told of each act of the OOM killer, without the lock.
     memory: what the machine has; None: as much as it takes, and nothing is accounted.
     """
 
@@ -116,6 +116,7 @@ class Host:
         self.ranking = Ranking()
         self.on_teardown: Callable[[Process, MmCounters], None] | None = None
         self.on_pressure: OnPressure | None = None
+        self.on_kill: Callable[[Kill], None] | None = None
         self.events_total: dict[str, int] = dict.fromkeys(ev.OPS, 0)
         self.strict = False
         self.time_ns = 0
