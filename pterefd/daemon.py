@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -74,6 +75,10 @@ class Daemon:
                 policy=settings.plugins.policy,
                 triggers=settings.plugins.triggers,
                 policy_tunables=settings.plugins.policies,
+                trigger_tunables=settings.plugins.trigger_tunables(),
+                policies_by_trigger=settings.plugins.policies_by_trigger(),
+                deadline=settings.plugins.deadline,
+                failures=settings.plugins.failures,
             )
         self.replays = [
             Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed)
@@ -88,6 +93,7 @@ class Daemon:
             for replay in self.replays
         ]
         self._ready = False
+        self._changing: dict[Path, tuple[int, int]] = {}  # plugin files as they were at the last look
 
     def _metrics(self) -> MetricsServer | None:
         registry = CollectorRegistry()
@@ -146,6 +152,18 @@ class Daemon:
             raise self.failure
         if self.mount.ended:
             raise Missing(f"{self.mount.point}: unmounted from outside")
+
+    def look_for_plugins(self) -> None:
+        """Take up plugin files that are new or have changed, once they have stood still between two looks.
+
+        One that does not fit is in the log, once.
+        """
+        found = self.reclaimer.changed_files()
+        settled = [path for path, stamp in found.items() if self._changing.get(path) == stamp]
+        self._changing = found
+        if settled:
+            with suppress(BadInput):
+                self.reclaimer.reload(settled)
 
     # -- what it says -----------------------------------------------------------------------------
     def status(self) -> Status:
@@ -218,6 +236,8 @@ def run(
                 started(daemon)
             while not stopping.wait(TICK_SECONDS):
                 daemon.check()
+                if settings.plugins.reload:
+                    daemon.look_for_plugins()
                 line.show(daemon.status())
         finally:
             line.close()

@@ -93,6 +93,14 @@ class HostCollector(Collector):
         yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
         errors = dict(self._reclaimer.plugin_errors)
         yield _counter("pterefd_plugin_errors", "Errors that plugins raised.", ("plugin",), kind, errors)
+        aside = GaugeMetricFamily(
+            "pterefd_plugin_put_aside",
+            "1 for each plugin that failed too often and is not called any more.",
+            labels=["kind", "plugin", "host_kind"],
+        )
+        for plugin in sorted(self._reclaimer.put_aside()):
+            aside.add_metric([*plugin, kind], 1)
+        yield aside
 
     def _mms(self, host_kind: str) -> Iterator[Metric]:
         view = self._host.view()
@@ -171,7 +179,7 @@ class HostCollector(Collector):
     def _reclaims(self, kind: str) -> Iterator[Metric]:
         yield _counter(
             "pterefd_reclaimed_pt_bytes",
-            "PTE pages freed, by trigger, policy and kind (empty, zero).",
+            "PTE pages freed, by trigger, policy and kind (empty, zero, mixed).",
             ("trigger", "policy", "kind"),
             kind,
             dict(self._reclaimer.totals),

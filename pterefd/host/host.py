@@ -84,6 +84,9 @@ def _events_of(row: npt.NDArray[np.int64]) -> Counter[str]:
     return Counter(pgfault=faults, pgmajfault=int(row[lo.M_MAJOR]) + swap_ins, pswpin=swap_ins)
 
 
+_OWNER = ("uid", "gid", "oom_score_adj")
+
+
 class EventError(BadInput):
     """An event that stops a host. index: from 0 in its trace."""
 
@@ -291,7 +294,9 @@ class Host:
             self._teardown(old)
         number = self._pressure.group_id(group) if self._pressure is not None else 0
         mm = int(new_mm(self._s, pid, self.profile.flags, thp, number))
-        given = {name: fields[name] for name in ("uid", "gid", "oom_score_adj") if fields.get(name) is not None}
+        given = {name: fields[name] for name in _OWNER if fields.get(name) is not None}
+        if old is not None:  # what the event does not say is as before
+            given = {name: getattr(old, name) for name in _OWNER} | given
         cmdline = list(fields.get("cmdline") or [])
         process = Process(pid, mm, fields["comm"], cmdline, start_ns=now, group=group, **given)
         if old is not None:

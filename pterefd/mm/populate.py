@@ -126,8 +126,7 @@ def _may_fail(s, m, start, end, onfault):
         v = vma_record(s, m, k)
         flags = s.vma[v, V_FLAGS]
         if not onfault and not flags & VM_PFNMAP:
-            write = flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-            access = ACCESS_POPULATE if write else ACCESS_READ
+            access = ACCESS_READ if flags & VM_SHARED or not flags & VM_WRITE else ACCESS_POPULATE
             if not allows(flags, access) or s.vma[v, V_OBJ] >= 0 or flags & VM_MAYBE_GUARD:
                 return True
         addr = s.vma[v, V_END]

@@ -41,6 +41,27 @@ def parse_int(data: bytes, low: int = INT_MIN, high: int = INT_MAX) -> tuple[int
     return value, len(data) - left
 
 
+def parse_memory(text: str) -> int:
+    """Bytes of a write to a file such as cgroup v2's memory.reclaim: a number, and K, M, G, T, P or E behind it.
+
+    lib/cmdline.c memparse(): base 8, 10 or 16 as it is written, no sign, a suffix of 1024s in either case.
+    A suffix alone is 0. OSError(EINVAL) for what is no number, or has something behind it.
+    """
+    token = text.encode("utf-8", "surrogateescape")
+    if not token:
+        raise _invalid()
+    base, begin = _radix(token, 0)
+    allowed = HEX_DIGITS if base == 16 else DIGITS
+    at = begin
+    while at < len(token) and token[at] in allowed and int(token[at : at + 1], 16) < base:
+        at += 1
+    value = int(token[begin:at] or b"0", base)
+    shift = 10 * (b"KMGTPE".find(token[at : at + 1].upper()) + 1) if at < len(token) else 0
+    if value > ULONG_MAX or token[at + (shift > 0) :]:
+        raise _invalid()
+    return (value << shift) & ULONG_MAX
+
+
 def _get_long(seen: bytes, start: int) -> tuple[int, int]:
     """kernel/sysctl.c:proc_get_long(): the number at `start`, and where it ends."""
     token = seen[start : start + TOKEN_MAX]

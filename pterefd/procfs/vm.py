@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Mapping
 
+from pterefd.hookspecs import Tunables
 from pterefd.procfs.faces import Faces
-from pterefd.procfs.intwrite import INT_MAX, INT_MIN
+from pterefd.procfs.intwrite import INT_MAX, parse_memory
 from pterefd.procfs.knobs import plugin_knobs
+from pterefd.procfs.memory import VM_KNOBS
 from pterefd.procfs.tree import Content, Dir, Family, File, Rows
+
+DEFAULT = "default"  # in a trigger's policy file: the policy in charge
+PAGE = 4096
 
 
 def _free_ptes(faces: Faces, _: object, pid: int) -> None:
@@ -27,68 +34,40 @@ def _set_triggers(faces: Faces, _: object, text: str) -> None:
     faces.note("triggers set", triggers=names)
 
 
+def _set_policy_of(faces: Faces, trigger: str, name: str) -> None:
+    faces.reclaimer.set_policy_of(trigger, None if name == DEFAULT else name)
+    faces.note("policy set", trigger=trigger, policy=name)
+
+
+def _reclaim(faces: Faces, _: object, text: str) -> None:
+    """mm/vmscan.c user_proactive_reclaim(): whole pages, and EAGAIN where less was freed."""
+    wanted = parse_memory(text) // PAGE * PAGE
+    result = faces.reclaimer.reclaim(wanted) if wanted else None
+    if (0 if result is None else result.bytes) < wanted:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _reload(faces: Faces, _: object, __: int) -> None:
+    faces.reclaimer.reload()
+
+
+def _take_back(faces: Faces, _: object, name: str) -> None:
+    faces.reclaimer.take_back(name)
+    faces.note("plugin taken back", plugin=name)
+
+
 def _words(names: Iterable[str]) -> str:
     """As tcp_available_congestion_control: names with a blank between them."""
     return " ".join(names) + "\n"
 
 
-def _has_memory(faces: Faces, _: object) -> bool:
-    return faces.host.memory is not None
+def _policy_tunables(faces: Faces) -> Mapping[str, Tunables]:
+    return faces.reclaimer.policy_tunables()
 
 
-def _knob(name: str, low: int, high: int, unit: str, help: str) -> File:
-    """A row of the kernel's vm tables: VmKnobs of the host's memory has the field."""
+def _trigger_tunables(faces: Faces) -> Mapping[str, Tunables]:
+    return faces.reclaimer.trigger_tunables()
 
-    def write(faces: Faces, _: object, value: int) -> None:
-        faces.host.set_knob(name, value)
-        faces.note("knob set", knob=name, value=value)
-
-    return File(
-        name,
-        0o644,
-        help,
-        Content.INT,
-        unit=unit,
-        low=low,
-        high=high,
-        read=lambda faces, _: f"{faces.host.knob(name)}\n",
-        write=write,
-        exists=_has_memory,
-    )
-
-
-def _drop_caches(faces: Faces, _: object, value: int) -> None:
-    """Bit 0 is the page cache; there is no slab here for bit 1 to drop."""
-    pages = faces.host.drop_caches() if value & 1 else 0
-    faces.note("caches dropped", value=value, pages=pages)
-
-
-# mm/page_alloc.c, mm/vmscan.c, mm/util.c, mm/mmap.c, mm/oom_kill.c; kernel-rules.md, section 5.2
-VM_KNOBS = (
-    _knob("min_free_kbytes", 0, INT_MAX, "kB", "Memory that the min watermarks of all zones keep free."),
-    _knob("watermark_scale_factor", 1, 3000, "1/10000", "Distance of the low and high watermarks, of a zone's memory."),
-    _knob(
-        "swappiness", 0, 200, "ratio", "How much of what reclaim takes is anonymous memory; 100 is as much as files."
-    ),
-    _knob(
-        "overcommit_memory", 0, 2, "mode", "0: mappings larger than memory and swap are refused, 1: none, 2: strict."
-    ),
-    _knob("overcommit_ratio", INT_MIN, INT_MAX, "percent", "Share of memory that may be committed in mode 2."),
-    _knob("max_map_count", 0, INT_MAX, "mappings", "Most mappings of an mm; mmap is refused above it."),
-    _knob("oom_kill_allocating_task", INT_MIN, INT_MAX, "flag", "Not 0: the OOM killer takes who asks for memory."),
-    _knob("panic_on_oom", 0, 2, "mode", "1: the machine panics instead of a kill, but in a group; 2: always."),
-    File(
-        "drop_caches",
-        0o200,
-        "Write 1 to drop the pages of files that nobody maps; 2 and 4 do nothing here.",
-        Content.INT,
-        unit="bits",
-        low=1,
-        high=4,
-        write=_drop_caches,
-        exists=_has_memory,
-    ),
-)
 
 POLICIES = Dir(
     "policies",
@@ -96,13 +75,40 @@ POLICIES = Dir(
         Family(
             "NAME",
             "One directory per policy that declares tunables.",
-            lambda faces, _: faces.reclaimer.policy_tunables(),
-            lambda faces, _, name: faces.reclaimer.policy_tunables().get(name),
-            Dir("NAME", (Rows("TUNABLE", "A tunable that the policy declares.", plugin_knobs),)),
+            lambda faces, _: _policy_tunables(faces),
+            lambda faces, _, name: name if name in _policy_tunables(faces) else None,
+            Dir("NAME", (Rows("TUNABLE", "A tunable that the policy declares.", plugin_knobs(_policy_tunables)),)),
         ),
     ),
     "Tunables of each policy.",
-    exists=lambda faces, _: bool(faces.reclaimer.policy_tunables()),
+    exists=lambda faces, _: bool(_policy_tunables(faces)),
+)
+
+TRIGGER = Dir(
+    "trigger",
+    (
+        Family(
+            "NAME",
+            "One directory per trigger.",
+            lambda faces, _: faces.reclaimer.available_triggers(),
+            lambda faces, _, name: name if name in faces.reclaimer.available_triggers() else None,
+            Dir(
+                "NAME",
+                (
+                    File(
+                        "policy",
+                        0o644,
+                        "The policy that serves this trigger's requests; default: the one in pt_reclaim/policy.",
+                        Content.STRING,
+                        read=lambda faces, name: (faces.reclaimer.policy_of(name) or DEFAULT) + "\n",
+                        write=_set_policy_of,
+                    ),
+                    Rows("TUNABLE", "A tunable that the trigger declares.", plugin_knobs(_trigger_tunables)),
+                ),
+            ),
+        ),
+    ),
+    "Policy and tunables of each trigger.",
 )
 
 PT_RECLAIM = Dir(
@@ -138,7 +144,35 @@ PT_RECLAIM = Dir(
             Content.STRING,
             read=lambda faces, _: _words(faces.reclaimer.available_triggers()),
         ),
+        File(
+            "reclaim",
+            0o200,
+            "Write bytes (K, M, G behind them) to free so many over all mms; EAGAIN where less was freed.",
+            Content.STRING,
+            unit="bytes",
+            write=_reclaim,
+        ),
+        File(
+            "reload",
+            0o200,
+            "Write 1 to take up plugin files that are new or have changed; EINVAL where one does not fit.",
+            Content.INT,
+            unit="flag",
+            low=1,
+            high=1,
+            write=_reload,
+        ),
+        File(
+            "put_aside",
+            0o644,
+            "Plugins that failed too often and are not called any more, kind and name, one a line; "
+            "write a name to take it back.",
+            Content.STRING,
+            read=lambda faces, _: "".join(f"{kind} {name}\n" for kind, name in sorted(faces.reclaimer.put_aside())),
+            write=_take_back,
+        ),
         POLICIES,
+        TRIGGER,
     ),
     "Who decides when and where page tables are reclaimed.",
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RUNNING, PAUSED, HELD, ENDED = "running", "paused", "held", "ended"
 FIRST_PID = 1
+TICK_NS = 10_000_000  # of the trace's time, between two ticks that triggers are told of
 STEP_SECONDS = 0.02  # how often a replay by the clock looks at it
 
 
@@ -52,6 +53,8 @@ class Replay:
         self._has_first = False
         self._anchor = (clock(), 0)  # wall seconds, trace ns: where the present speed began
         self._now = 0  # ns of the trace's time that have been run
+        self._next_tick = 0
+        self._reclaimer = reclaimer
         self._feed = Feed(source, host, on_free_ptes=reclaimer.free_ptes)
 
     # ---- from outside -------------------------------------------------------------------------
@@ -128,12 +131,21 @@ class Replay:
                 self._sleep_until(int(times[index]))
                 continue
             end = min(due, stops[0]) if stops else due
-            end = min(end, index + 65536)
+            end = min(end, index + 65536, self._until_tick(times, index))
             self._feed.run(batch, index, end)
             index = end
             self._now = int(times[end - 1])
             self.position = batch.first + end
+            if self._now >= self._next_tick:
+                self._next_tick = self._now + TICK_NS
+                self._reclaimer.tick()
         return True
+
+    def _until_tick(self, times: npt.NDArray[np.int64], index: int) -> int:
+        """Index behind the event at which the triggers are asked again: only where one wants to know."""
+        if not self._reclaimer.ticking:
+            return len(times)
+        return max(index, int(np.searchsorted(times, self._next_tick, side="left"))) + 1
 
     def _due(self, times: npt.NDArray[np.int64], index: int) -> int:
         """Index of the first event that is not due yet."""

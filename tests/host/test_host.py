@@ -45,6 +45,14 @@ def test_views_and_ranking_show_what_was_published() -> None:
     assert list(machine.view().ranking(Kinds.BOTH)) == [9, 8, 7]
 
 
+def test_exec_keeps_the_owner_where_it_does_not_say() -> None:
+    machine = host()
+    run(machine, ("exec", 1, 0, 0, {"comm": "sh", "uid": 33, "gid": 34, "oom_score_adj": -900}))
+    run(machine, ("fork", 1, 0, 0, 2), ("exec", 2, 0, 0, {"comm": "ls", "gid": 100}))
+    process = machine.process(2)
+    assert (process.uid, process.gid, process.oom_score_adj) == (33, 100, -900)
+
+
 def test_kinds_that_are_not_asked_for_stay() -> None:
     machine = host("rfc-2022")
     waste(machine, 1, 2)

@@ -446,4 +446,32 @@ CHANGES = (
         about="DONTNEED_LOCKED passes",
         shown_by="DONTNEED_LOCKED frees likewise",
     ),
+    Change(
+        "mm.populate",
+        "if failed and not _may_fail(",
+        "if False and not _may_fail(",
+        about="an mlock that RLIMIT_MEMLOCK refuses does nothing",
+        shown_by="mlock-beyond-the-limit",
+    ),
+    Change(
+        "mm.populate",
+        "& ~VM_LOCKED_MASK) | future",
+        "& ~VM_LOCKED_MASK)",
+        about="MCL_FUTURE locks later mappings",
+        shown_by="all-memory-locked",
+    ),
+    Change(
+        "mm.populate",
+        "    if current:\n",
+        "    if False:\n",
+        about="MCL_CURRENT populates",
+        shown_by="all-memory-locked",
+    ),
+    Change(
+        "mm.files",
+        " and not s.obj[o, O_ONE_BY_ONE]",
+        "",
+        about="reads of System V segments map one page",
+        shown_by="segments-are-read-one-by-one",
+    ),
 )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pterefd.procfs.intwrite import INT_MAX, parse_int
+from pterefd.procfs.intwrite import INT_MAX, parse_int, parse_memory
 
 SWAPPINESS = Path("/proc/sys/vm/swappiness")
 LOW, HIGH = 0, 200
@@ -137,3 +137,56 @@ def test_a_pid_may_be_as_large_as_an_int() -> None:
     assert parse_int(b"2147483647\n", 0, INT_MAX) == (INT_MAX, 11)
     with pytest.raises(OSError, match="Invalid"):
         parse_int(b"2147483648\n", 0, INT_MAX)
+
+
+# -- sizes, as memory.reclaim takes them -----------------------------------------------------------
+
+# Text without white space around it -> bytes in whole pages, None for EINVAL.
+SIZES: dict[str, int | None] = {
+    "1M": 1 << 20,
+    "1m": 1 << 20,
+    "0x100000": 1 << 20,
+    "010000K": 4 << 20,
+    "10": 0,
+    "0": 0,
+    "4097": 4096,
+    "3k": 0,
+    "K": 0,
+    "0x1e": 0,
+    "0X2000": 8192,
+    "1T": 1 << 40,
+    "7G": 7 << 30,
+    "2P": 2 << 50,
+    **dict.fromkeys(["1Q", "1MB", "1 M", "0x", "08", "1e6", "0xg", "x", "-4096", "+1", "1.5M", "1K2", "max", "1,"]),
+}
+
+
+@pytest.mark.parametrize(("text", "size"), SIZES.items())
+def test_a_size_is_read(text: str, size: int | None) -> None:
+    if size is None:
+        with pytest.raises(OSError) as refused:
+            parse_memory(text)
+        assert refused.value.errno == errno.EINVAL
+    else:
+        assert parse_memory(text) // 4096 * 4096 == size
+
+
+@pytest.mark.kernel
+def test_the_running_kernel_reads_sizes_alike() -> None:
+    """A memory cgroup of version 1 reads its limit with the same function (page_counter_memparse)."""
+    group = Path(f"/sys/fs/cgroup/memory/pterefd-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no memory cgroups of version 1 that may be made here")
+    try:
+        limit = group / "memory.limit_in_bytes"
+        for text, size in SIZES.items():
+            try:
+                limit.write_text(text)
+                found: int | None = int(limit.read_text())
+            except OSError as error:
+                found = None if error.errno == errno.EINVAL else -1
+            assert found == size, text
+    finally:
+        group.rmdir()

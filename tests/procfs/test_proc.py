@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pterefd import __version__
-from pterefd.errors import BadInput
+from pterefd.errors import BadInput, PterefdError
 from pterefd.host.memory import Memory
 from pterefd.procfs.root import ROOT, proc_tree
 from pterefd.procfs.tree import Content, Dir, Family, File, Tree
@@ -39,6 +39,13 @@ EVERY_FILE = (
     | {f"sys/pterefd/replay/{where}{name}" for where in ("", "0/") for name in FILES_OF_REPLAY}
     | {f"sys/pterefd/{name}" for name in ("version", "pid", "profile")}
     | {f"sys/vm/pt_reclaim/{name}" for name in ("policy", "available_policies", "triggers", "available_triggers")}
+    | {f"sys/vm/pt_reclaim/{name}" for name in ("reclaim", "reload", "put_aside")}
+    | {f"sys/vm/pt_reclaim/policies/{name}" for name in ("proportional/by", "round_robin/turn_bytes")}
+    | {"sys/vm/pt_reclaim/policies/idle_first/idle_ms"}
+    | {f"sys/vm/pt_reclaim/trigger/on_demand/{name}" for name in ("policy", "kinds")}
+    | {f"sys/vm/pt_reclaim/trigger/interval/{name}" for name in ("policy", "kinds", "period_ms")}
+    | {f"sys/vm/pt_reclaim/trigger/watermark/{name}" for name in ("policy", "kinds", "target", "bytes")}
+    | {f"sys/vm/pt_reclaim/trigger/pre_oom/{name}" for name in ("policy", "kinds", "all", "more_bytes")}
     | {"sys/vm/free_ptes"}
 )
 
@@ -91,8 +98,7 @@ def declared(directory: Dir) -> Iterator[File]:
 
 
 def test_every_file_is_there_and_no_other(tree: Tree) -> None:
-    tunables = {path for path in walk(tree) if path.startswith("sys/vm/pt_reclaim/policies/")}
-    assert set(walk(tree)) - tunables == EVERY_FILE
+    assert set(walk(tree)) == EVERY_FILE
 
 
 def test_without_a_replay_there_is_no_replay_directory(here: House) -> None:
@@ -259,6 +265,58 @@ def test_the_position_and_state_of_a_replay_that_is_over(tree: Tree, here: House
         write(tree, "/sys/pterefd/replay/state", "stop")
 
 
+def refused(tree: Tree, path: str, text: str) -> int | None:
+    """errno of a write, None where it is taken."""
+    try:
+        write(tree, path, text)
+    except OSError as e:
+        return e.errno
+    except PterefdError as e:
+        return e.errno
+    return None
+
+
+def test_reclaim_takes_bytes_over_all_mms_and_says_when_less_was_freed(tree: Tree, here: House) -> None:
+    """16 pages: 9 of pid 7, 7 of pid 1."""
+    reclaim = "/sys/vm/pt_reclaim/reclaim"
+    assert refused(tree, reclaim, "40K\n") is None
+    assert read(tree, "/7/reclaimable_pt_bytes") == "0\n"
+    assert read(tree, "/1/reclaimable_pt_bytes") == f"{6 * 4096}\n"
+    assert refused(tree, reclaim, "4095") is None  # no whole page
+    assert read(tree, "/1/reclaimable_pt_bytes") == f"{6 * 4096}\n"
+    for text in ("much", "-1", "1KB", "\n"):
+        assert refused(tree, reclaim, text) == errno.EINVAL
+    assert refused(tree, reclaim, "1M") == errno.EAGAIN
+    assert read(tree, "/1/reclaimable_pt_bytes") == "0\n"
+    assert refused(tree, reclaim, "4096") == errno.EAGAIN
+    here.reclaimer.set_triggers([])
+    assert refused(tree, reclaim, "4096") == errno.EAGAIN
+
+
+def test_a_trigger_has_tunables_and_a_policy_of_its_own(tree: Tree, here: House) -> None:
+    base = "/sys/vm/pt_reclaim/trigger/on_demand"
+    assert (read(tree, f"{base}/policy"), read(tree, f"{base}/kinds")) == ("default\n", "empty+zero\n")
+    write(tree, f"{base}/kinds", "zero\n")
+    write(tree, f"{base}/policy", "smallest_first\n")
+    write(tree, "/sys/vm/pt_reclaim/reclaim", "8192")
+    assert read(tree, "/1/pt_reclaim/zero_bytes") == "0\n"
+    assert here.reclaimer.totals == {
+        ("on_demand", "smallest_first", "empty"): 0,
+        ("on_demand", "smallest_first", "zero"): 8192,
+    }
+    assert read(tree, f"{base}/policy") == "smallest_first\n"
+    write(tree, f"{base}/policy", "default")
+    assert here.reclaimer.policy_of("on_demand") is None
+    for path, text in ((f"{base}/policy", "nobody"), (f"{base}/kinds", "some"), (f"{base}/kinds", "")):
+        assert refused(tree, path, text + "\n") == errno.EINVAL
+    period = "/sys/vm/pt_reclaim/trigger/interval/period_ms"
+    for text in ("9", "86400001", "x"):
+        assert refused(tree, period, text) == errno.EINVAL
+    assert refused(tree, period, "0x20") is None
+    assert read(tree, period) == "32\n"
+    assert refused(tree, "/sys/vm/pt_reclaim/policies/round_robin/turn_bytes", "4097") == errno.EINVAL
+
+
 # -- through a real mount --------------------------------------------------------------------------
 
 
@@ -289,7 +347,7 @@ def test_the_whole_tree_can_be_read_through_the_mount(tree: Tree, mounted: Calla
     for path in sorted(mnt.rglob("*")):
         if path.is_file():
             name = str(path.relative_to(mnt))
-            found[name] = None if name == "sys/vm/free_ptes" else path.read_text()
+            found[name] = None if path.stat().st_mode & 0o444 == 0 else path.read_text()
     assert set(found) == set(walk(tree))
     for name, text in found.items():
         assert text is None or text == read(tree, f"/{name}")
@@ -302,6 +360,9 @@ def test_errnos_reach_the_writer(tree: Tree, mounted: Callable[[Tree], Path]) ->
         ("sys/vm/free_ptes", b"x", errno.EINVAL),
         ("sys/vm/free_ptes", b"3\n", errno.ESRCH),
         ("sys/vm/pt_reclaim/policy", b"nobody", errno.EINVAL),
+        ("sys/vm/pt_reclaim/reclaim", b"1G\n", errno.EAGAIN),
+        ("sys/vm/pt_reclaim/reload", b"2", errno.EINVAL),
+        ("sys/vm/pt_reclaim/put_aside", b"largest_first", errno.EINVAL),
         ("sys/pterefd/replay/speed", b"fast", errno.EINVAL),
     ):
         fd = os.open(mnt / path, os.O_WRONLY)

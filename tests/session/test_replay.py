@@ -22,6 +22,8 @@ class Freer:
 
     def __init__(self) -> None:
         self.pids: list[int | None] = []
+        self.ticking = False
+        self.tick: Callable[[], None] = lambda: None
 
     def free_ptes(self, pid: int | None) -> None:
         self.pids.append(pid)
@@ -127,3 +129,18 @@ def test_what_outlives_pid_1_is_not_held_again(tmp_path: Path) -> None:
     replay.resume()
     thread.join(20)
     assert replay.state == "ended"
+
+
+def test_triggers_are_told_of_the_time_every_10_ms_where_one_wants_to_know(tmp_path: Path) -> None:
+    """An event a millisecond; the host's clock at each tick."""
+    events = [{**event, "t": i * 10**6} for i, event in enumerate([*life()[:2], *(life()[2:-2] * 5), life()[-1]])]
+    machine, freer, seen = host(), Freer(), list[int]()
+    freer.ticking = True
+    freer.tick = lambda: seen.append(machine.time_ns // 10**6)
+    replay = Replay(0, open_trace(trace(tmp_path / "t.jsonl", *events)), machine, freer, speed=None)  # type: ignore[arg-type]
+    thread = threading.Thread(target=replay.run)
+    thread.start()
+    until(lambda: replay.state == "held")
+    replay.stop()
+    thread.join(20)
+    assert seen == [0, 10, 20, 30, 40, 50]

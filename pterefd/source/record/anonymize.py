@@ -43,8 +43,10 @@ def _rename(table: Table) -> None:
 
 
 def _kind(path: str) -> str:
-    """What a file's name is replaced by, with the next number: whether it is shmem's stays visible."""
-    shmem = path.startswith(("/dev/zero", "/SYSV", "/memfd:", "/dev/shm/", "/anon_hugepage"))  # noqa: S108
+    """What a file's name is replaced by, with the next number: whether it is shmem's, or a segment, stays visible."""
+    if path.startswith("/SYSV"):
+        return "/SYSV"
+    shmem = path.startswith(("/dev/zero", "/memfd:", "/dev/shm/", "/anon_hugepage"))  # noqa: S108
     return "/dev/shm/file" if shmem else "/file"  # noqa: S108
 
 
