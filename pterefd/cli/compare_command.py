@@ -26,6 +26,9 @@ RATE = click.FloatRange(0, 1)
 @click.option(
     "--memory", "memories", multiple=True, metavar="SIZE|Nx", help="Of the host, or N times the scenario's; repeatable."
 )
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE|Nx", help="Another value in the scenario; repeatable."
+)
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), metavar="N", help="Repeatable.")
 @click.option("--bound/--no-bound", default=None, help="Also the optimum that knows the future, and each one's regret.")
 @click.option("--costs", type=FILE, metavar="FILE", help="Of `pterefd calibrate -o`; default: the shipped ones.")
@@ -45,6 +48,7 @@ def command(
     policies: tuple[str, ...],
     triggers: tuple[str, ...],
     memories: tuple[str, ...],
+    settings: tuple[str, ...],
     seeds: tuple[int, ...],
     bound: bool | None,
     costs: Path | None,
@@ -71,7 +75,7 @@ def command(
     for path in plots:
         check_format(path)
     given = scenarios.Choices(profiles, policies, triggers, memories, seeds, bound, reread)
-    read = scenarios.load(scenario)
+    read = scenarios.load(scenario, settings)
     plan = scenarios.plan(read, given, costs)
     runner = cluster.on(scheduler) if scheduler is not None else sweep.here(jobs or scenarios.processors())
     with progress(f"comparing {scenario}", "runs") as tell:

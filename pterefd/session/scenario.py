@@ -25,6 +25,7 @@ from __future__ import annotations
 import operator
 import os
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -107,9 +108,13 @@ class Scenario(_Section):
 
 
 class Expectation(NamedTuple):
-    """Of the runs that `whose` fits, `measure` of the outcome is `sign` than `value`. text: as the file says it."""
+    """Of the runs that `whose` fits, `measure` of the outcome is `sign` than `value`. text: as the file says it.
 
-    whose: dict[str, str]
+    settings: what has to be set otherwise in the scenario (`--set`); none: nothing may be.
+    """
+
+    whose: dict[str, list[str]]
+    settings: frozenset[str]
     measure: str
     sign: str
     value: float
@@ -121,16 +126,25 @@ class Expectation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A scenario that has been read: its paths are absolute, its expectations understood."""
+    """A scenario that has been read: its paths are absolute, its expectations understood.
+
+    settings: what was set otherwise than the file has it, as given.
+    """
 
     path: Path
     scenario: Scenario
     expectations: tuple[Expectation, ...]
+    settings: frozenset[str] = frozenset()
 
 
-def load(path: Path) -> Loaded:
-    """Read a scenario file. BadInput: one line with the file, the key and the reason."""
+def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
+    """Read a scenario file, with some of its keys set otherwise: `mm.0.parameters.ram_mib=2x`.
+
+    BadInput: one line with the file, the key and the reason.
+    """
     given = config.read(path)
+    for setting in settings:
+        _set(given, setting)
     try:
         scenario = Scenario.model_validate(given)
     except ValidationError as error:
@@ -146,7 +160,51 @@ def load(path: Path) -> Loaded:
     expectations = tuple(
         _expectation(f"{path}: expect.{number}", table) for number, table in enumerate(scenario.expect)
     )
-    return Loaded(path, scenario, expectations)
+    return Loaded(path, scenario, expectations, frozenset(_plain(setting) for setting in settings))
+
+
+def _plain(setting: str) -> str:
+    """Without white space: `a.b = 2x` and `a.b=2x` are the same."""
+    return "".join(setting.split())
+
+
+def _set(given: dict[str, Any], setting: str) -> None:
+    """Change one key in place: to a value as TOML has it, or to N times the number or size that is there."""
+    name, equals, text = (part.strip() for part in setting.partition("="))
+    if not equals or not text:
+        raise BadInput(f"--set {setting!r}: not KEY=VALUE, such as mm.0.parameters.ram_mib=2x")
+    *tables, last = name.split(".")
+    at: Any = given
+    for number, part in enumerate(tables, 1):
+        at = _item(at, part)
+        if not isinstance(at, dict | list):
+            raise BadInput(f"--set {setting!r}: the scenario has no table {'.'.join(tables[:number])}")
+    if isinstance(at, list):
+        raise BadInput(f"--set {setting!r}: {'.'.join(tables)} is a list: name one of its tables by number, from 0 on")
+    factor = FACTOR.fullmatch(text)
+    at[last] = _value(text) if factor is None else _times(at.get(last), float(factor[1]), setting)
+
+
+def _item(at: Any, part: str) -> Any:
+    if isinstance(at, list):
+        return at[int(part)] if part.isdecimal() and int(part) < len(at) else None
+    return at.get(part) if isinstance(at, dict) else None
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _times(value: Any, factor: float, setting: str) -> Any:
+    """A number, or a size with its unit, times a factor; whole numbers stay whole."""
+    if isinstance(value, str):
+        return round(quantities.size(value) * factor)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadInput(f"--set {setting!r}: the scenario gives no number there")
+    return round(value * factor) if isinstance(value, int) else value * factor
 
 
 def _under(base: Path, path: Path) -> Path:
@@ -155,8 +213,11 @@ def _under(base: Path, path: Path) -> Path:
 
 def _expectation(where: str, table: dict[str, Any]) -> Expectation:
     """`{profile = ..., trigger = ..., kills = "== 0"}`: whose runs, and one measure."""
-    whose = {key: str(table[key]) for key in WHOSE if key in table}
-    measures = [key for key in table if key not in WHOSE]
+    whose = {key: _names(table[key]) for key in WHOSE if key in table}
+    settings = table.get("set", [])
+    if not isinstance(settings, list) or not all(isinstance(setting, str) for setting in settings):
+        raise BadInput(f"{where}.set: should be a list of KEY=VALUE")
+    measures = [key for key in table if key not in (*WHOSE, "set")]
     for key in measures:
         if key not in MEASURES:
             raise BadInput(f"{where}.{key}: no such measure; there are: {', '.join(sorted(MEASURES))}")
@@ -171,8 +232,13 @@ def _expectation(where: str, table: dict[str, Any]) -> Expectation:
         value = float(quantities.size(text)) if measure in SIZES else float(text)
     except (BadInput, ValueError) as error:
         raise BadInput(f"{where}.{measure}: {error}") from None
-    shown = " ".join([*(f"{key} {name}," for key, name in whose.items()), f"{measure} {sign} {text}"])
-    return Expectation(whose, measure, sign, value, shown)
+    about = [*settings, *(f"{key} {' or '.join(names)}" for key, names in whose.items()), f"{measure} {sign} {text}"]
+    return Expectation(whose, frozenset(map(_plain, settings)), measure, sign, value, ", ".join(about))
+
+
+def _names(value: Any) -> list[str]:
+    """One name, or a list of them: any of these."""
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 
 # ---- what is run ------------------------------------------------------------------------------------
@@ -342,17 +408,22 @@ def comparison(done: Plan, results: Sequence[Result]) -> Comparison:
         for number, result in enumerate(results, 1)
         if _fits(expectation, result.combination, done.loaded)
     ]
-    return Comparison(section.title, list(results), done.costs.about, held, section.about)
+    settings = sorted(done.loaded.settings)
+    title = section.title + (f" ({', '.join(settings)})" if settings else "")
+    return Comparison(title, list(results), done.costs.about, held, section.about)
 
 
 def _fits(expectation: Expectation, combination: Combination, loaded: Loaded) -> bool:
     """Is the expectation about this run? About the bound and other memories than the scenario's only by name."""
-    if combination.policy == BOUND and expectation.whose.get("policy") != BOUND:
+    if expectation.settings != loaded.settings:
         return False
-    if combination.memory_bytes != _memory(loaded, expectation.whose.get("memory", "1x")):
+    whose = expectation.whose
+    if combination.policy == BOUND and BOUND not in whose.get("policy", ()):
+        return False
+    if combination.memory_bytes not in [_memory(loaded, text) for text in whose.get("memory", ["1x"])]:
         return False
     theirs = combination.as_dict()
-    return all(str(theirs[key]) == value for key, value in expectation.whose.items() if key != "memory")
+    return all(str(theirs[key]) in names for key, names in whose.items() if key != "memory")
 
 
 def _held(expectation: Expectation, number: int, outcome: Outcome) -> Held:

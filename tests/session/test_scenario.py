@@ -100,6 +100,11 @@ def test_the_same_work_has_the_same_digest_wherever_its_files_are(write: Path, t
         ("[compare]", '[[expect]]\nkils = "== 0"\n[compare]', "expect.0.kils: no such measure; there are: "),
         ("[compare]", '[[expect]]\nkills = "none"\n[compare]', "expect.0.kills: 'none' is not a sign and a number"),
         ("[compare]", '[[expect]]\nkills = "== no"\n[compare]', "expect.0.kills: could not convert string to float"),
+        (
+            "[compare]",
+            '[[expect]]\nset = "a=b"\nkills = "== 0"\n[compare]',
+            "expect.0.set: should be a list of KEY=VALUE",
+        ),
         ("[compare]", '[[expect]]\ntrigger = "none"\n[compare]', "expect.0: should have one measure, such as kills"),
     ],
 )
@@ -138,6 +143,57 @@ lost = "== 0"
         (5, "memory 0.5x, lost == 0", 4, False),
         (6, "memory 0.5x, lost == 0", 5, False),
     ]
+
+
+def test_a_key_is_set_otherwise(write: Path) -> None:
+    write.write_text(GOOD)
+    keys = ["host.memory = 2x", "mm.0.start=1.5", "mm.0.group = cart", "host.vm.swappiness=100", "scenario.title=B"]
+    scenario = load(write, keys).scenario
+    assert scenario.host.memory == 128 << 20
+    assert (scenario.mm[0].start, scenario.mm[0].group) == (1.5, "cart")
+    assert scenario.host.vm.swappiness == 100
+    assert scenario.scenario.title == "B"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("host.memory", "not KEY=VALUE, such as"),
+        ("hots.memory=1GB", "the scenario has no table hots$"),
+        ("mm.1.start=2", "the scenario has no table mm.1"),
+        ("mm.start=2", "mm is a list: name one of its tables by number, from 0 on"),
+        ("host.swap=2x", "the scenario gives no number there"),
+        ("host.swop=1", "host.swop: no such key"),
+    ],
+)
+def test_a_key_that_cannot_be_set(setting: str, message: str, write: Path) -> None:
+    write.write_text(GOOD.replace("[host]", "[host.vm]\n[host]"))
+    with pytest.raises(BadInput, match=message) as caught:
+        load(write, [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_expected_of_other_settings_is_held_with_them_alone(write: Path) -> None:
+    text = (
+        GOOD
+        + """
+[[expect]]
+kills = "== 1"
+trigger = ["none", "pre_oom"]
+policy = ["none", "largest_first"]
+
+[[expect]]
+set = ["host.memory = 2x"]
+kills = "== 0"
+"""
+    )
+    write.write_text(text)
+    for settings, runs in (((), [1, 2]), (("host.memory=2x",), [1, 2, 3, 4, 5]), (("host.memory=3x",), [])):
+        done = plan(load(write, settings), Choices())
+        results = [Result(c, Outcome(), Series()) for c in done.combinations]
+        held = comparison(done, results).held
+        assert [h.run for h in held] == runs
+    assert comparison(done, results).title == "A small machine (host.memory=3x)"
 
 
 def test_combinations_are_named_in_one_word() -> None:
