@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
 
 # Name of the command and where its function lies, in the order of --help.
-COMMANDS = ("record", "import", "export", "info", "replay", "reenact", "run", "doctor")
+COMMANDS = ("record", "import", "export", "info", "replay", "reenact", "run", "plugins", "doctor")
 
 
 class Commands(click.Group):

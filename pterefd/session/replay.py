@@ -109,7 +109,7 @@ class Replay:
             self._anchor = (self._clock(), 0)
         for batch in self._trace.batches():
             if self.pid_base:
-                _shift(batch, self.pid_base)
+                shift(batch, self.pid_base)
             if not self._batch(batch):
                 return
         with self._changed:
@@ -198,7 +198,7 @@ class Replay:
         return found
 
 
-def _shift(batch: Batch, base: int) -> None:
+def shift(batch: Batch, base: int) -> None:
     """Add base to every pid and tid of a batch that has one."""
     batch.pid = np.where(batch.pid > 0, batch.pid + base, batch.pid).astype(np.int32)
     ids = np.isin(batch.op, (OP_FORK, OP_THREAD, OP_THREAD_EXIT)) & (batch.err == 0)
