@@ -42,9 +42,19 @@ def commands() -> str:
     for name in COMMANDS:
         command = cli.get_command(context, name)
         assert command is not None
-        shown = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
-        parts.append(f"## pterefd {name}\n\n```text\n{command.get_help(shown).rstrip()}\n```\n")
+        parts += _helps(command, name, context, "##")
     return "\n".join(parts)
+
+
+def _helps(command: click.Command, name: str, parent: click.Context, mark: str) -> Iterator[str]:
+    """`--help` of a command, and of those of its own that it has."""
+    shown = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+    yield f"{mark} {shown.command_path}\n\n```text\n{command.get_help(shown).rstrip()}\n```\n"
+    if isinstance(command, click.Group):
+        for below in command.list_commands(shown):
+            found = command.get_command(shown, below)
+            assert found is not None
+            yield from _helps(found, below, shown, f"{mark}#")
 
 
 def nodes() -> str:

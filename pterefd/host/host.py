@@ -413,14 +413,14 @@ class Host:
                 return rows
             time.sleep(0)
 
-    def published_rows(self, pids: frozenset[int] | None = None) -> Any:
-        """int64[n, MM_COLUMNS]: rows of all mms, or of these, as last published, ascending by pid."""
+    def published_rows(self, pids: frozenset[int] | None, columns: tuple[int, ...]) -> Any:
+        """int64[n, columns]: of the rows of all mms, or of these, as last published, ascending by pid."""
         living = self._processes.copy()
         if pids is not None:
             living = {pid: living[pid] for pid in pids if pid in living}
         order = np.fromiter(living, dtype=np.int64, count=len(living)).argsort()
         mms = np.fromiter((process.mm for process in living.values()), dtype=np.int64, count=len(living))[order]
-        return self._read(mms[mms < len(self._published)])
+        return self._read(np.ix_(mms[mms < len(self._published)], np.array(columns, dtype=np.intp)))
 
     # ---- reading ------------------------------------------------------------------------------
 
