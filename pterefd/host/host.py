@@ -41,7 +41,7 @@ from pterefd.mm.free_ptes import (
     note_walk,
 )
 from pterefd.mm.overcommit import enough_memory, refuse
-from pterefd.mm.populate import lock_all
+from pterefd.mm.populate import lock_all, mbind
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSURE, run_events
 
@@ -53,7 +53,7 @@ _STOP_SESSION = -1  # beside STOP_*: the event is the session's
 # what Python runs of a process
 _LIFE = (
     *(ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT),
-    *(ev.OP_THP, ev.OP_MLOCKALL, ev.OP_MUNLOCKALL),
+    *(ev.OP_THP, ev.OP_MLOCKALL, ev.OP_MUNLOCKALL, ev.OP_MBIND),
 )
 _AMPLE_PAGES = 1 << 30  # totalpages where nothing is accounted: every score is that of a small task
 
@@ -243,6 +243,8 @@ class Host:
             self._set_thp(pid, arg != 0)
         elif op in (ev.OP_MLOCKALL, ev.OP_MUNLOCKALL):
             self._lock_all(pid, op, arg, failed=bool(batch.err[i]))
+        elif op == ev.OP_MBIND:
+            self._bind(pid, int(batch.addr[i]), int(batch.len[i]), arg, failed=bool(batch.err[i]))
         elif op == ev.OP_FORK:
             self._fork(pid, arg, now)
         elif op == ev.OP_EXIT:
@@ -335,6 +337,15 @@ class Host:
             touched = op == ev.OP_MUNLOCKALL or how & ev.MCL_CURRENT or not how & ev.MCL_FUTURE
             current = (flags if how & ev.MCL_CURRENT else 0) if touched else -1
             lock_all(self._s, process.mm, current, flags if how & ev.MCL_FUTURE else 0)
+            mark_dirty(self._s, process.mm)
+
+    def _bind(self, pid: int, addr: int, length: int, policy: int, *, failed: bool) -> None:
+        """mbind. Where it fails it has changed no mapping (holes are looked for first)."""
+        process = self._processes.get(pid)
+        if process is None:
+            self._s.g[lo.G_SKIPPED] += 1
+        elif not failed:
+            mbind(self._s, process.mm, addr, addr + length, lo.VM_POLICY if policy else 0)
             mark_dirty(self._s, process.mm)
 
     def _appear(self, process: Process) -> None:
