@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 from prometheus_client import Metric
+from pydantic.fields import FieldInfo
 
 from pterefd import hookspecs, log, paths
 from pterefd.cli.group import COMMANDS, cli
@@ -41,9 +42,19 @@ def commands() -> str:
     for name in COMMANDS:
         command = cli.get_command(context, name)
         assert command is not None
-        shown = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
-        parts.append(f"## pterefd {name}\n\n```text\n{command.get_help(shown).rstrip()}\n```\n")
+        parts += _helps(command, name, context, "##")
     return "\n".join(parts)
+
+
+def _helps(command: click.Command, name: str, parent: click.Context, mark: str) -> Iterator[str]:
+    """`--help` of a command, and of those of its own that it has."""
+    shown = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+    yield f"{mark} {shown.command_path}\n\n```text\n{command.get_help(shown).rstrip()}\n```\n"
+    if isinstance(command, click.Group):
+        for below in command.list_commands(shown):
+            found = command.get_command(shown, below)
+            assert found is not None
+            yield from _helps(found, below, shown, f"{mark}#")
 
 
 def nodes() -> str:
@@ -120,12 +131,51 @@ def _checked(profile: Profile) -> str:
     return "measured on that kernel" if profile.measured else "from source"
 
 
+def workloads() -> str:
+    """Every workload file with what it says of itself, and the parameters of each of its workloads."""
+    plugins = Plugins()
+    plugins.load([paths.share("plugins")])
+    files: dict[str, list[type[hookspecs.Workload]]] = {}
+    for _, cls in sorted(plugins.workloads.items()):
+        files.setdefault(cls.__module__, []).append(cls)
+    parts = []
+    for module, classes in files.items():
+        names = ", ".join(f"`{cls.name}`" for cls in classes)
+        about = inspect.cleandoc(sys.modules[module].__doc__ or "")
+        parts.append(f"### {names}\n\n{about}\n\n{_parameters(classes)}")
+    return "\n".join(parts)
+
+
+def _parameters(classes: list[type[hookspecs.Workload]]) -> str:
+    """One table of the parameters of some workloads; what not all of them have says whose it is."""
+    head = "| parameter | default | range | what it is |\n| --- | --- | --- | --- |\n"
+    names = dict.fromkeys(name for cls in classes for name in cls.Tunables.model_fields)
+    rows = []
+    for name in names:
+        owners = [cls for cls in classes if name in cls.Tunables.model_fields]
+        field = owners[0].Tunables.model_fields[name]
+        note = "" if len(owners) == len(classes) else f" (`{'`, `'.join(cls.name for cls in owners)}`)"
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        rows.append(f"| `{name}` | {default} | {_range(field)} | {field.description}{note} |\n")
+    return head + "".join(rows)
+
+
+def _range(field: FieldInfo) -> str:
+    """`1..100`, `more than 0, up to 1`, `true or false`."""
+    if field.annotation is bool:
+        return "true, false"
+    limits = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "gt", "le") if hasattr(rule, key)}
+    low = f"{limits['ge']}.." if "ge" in limits else f"more than {limits['gt']}, up to "
+    return f"{low}{limits['le']}"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "nodes": nodes,
     "hooks": hooks,
     "metrics": metrics,
     "profiles": profiles,
+    "workloads": workloads,
     **exactness.PARTS,
 }
 

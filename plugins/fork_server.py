@@ -17,12 +17,13 @@ from pterefd.hookspecs import Emit, Tunables, Workload, hookimpl
 PTEREFD_API = 1
 
 PAGE, MIB, MS = 1 << 12, 1 << 20, 1_000_000
+CHUNK = 1 << 16
 
 
 class ForkServerTunables(Tunables):
     """Parameters."""
 
-    heap_mib: int = Field(default=256, ge=1, le=1 << 20, description="Heap of the parent, all written, MiB.")
+    heap_mib: int = Field(default=256, ge=1, le=1 << 16, description="Heap of the parent, all written, MiB.")
     children: int = Field(default=50, ge=1, le=100_000, description="Children in all.")
     at_once: int = Field(default=8, ge=1, le=10_000, description="Children that live at a time, at most.")
     every_ms: int = Field(default=100, ge=0, le=3_600_000, description="Time between two forks, ms.")
@@ -66,7 +67,9 @@ class ForkServer(Workload):
             emit.fork(1, pid)
             pages = p.heap_mib * MIB // PAGE
             written = rng.permutation(pages)[: int(pages * p.written_share)]
-            emit.fault(pid, start + PAGE * written)
+            for first in range(0, len(written), CHUNK):
+                emit.fault(pid, start + PAGE * written[first : first + CHUNK])
+                yield
             if p.scratch_mib:
                 emit.fault(pid, emit.mmap(pid, p.scratch_mib * MIB), p.scratch_mib * MIB)
             yield

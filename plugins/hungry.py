@@ -16,6 +16,7 @@ from pterefd.hookspecs import Emit, Tunables, Workload, hookimpl
 PTEREFD_API = 1
 
 MIB, SECOND = 1 << 20, 1_000_000_000
+CHUNK = 1 << 16
 
 
 class HungryTunables(Tunables):
@@ -43,7 +44,10 @@ class Hungry(Workload):
             if cycle:
                 emit.sleep(int(p.rest_s * SECOND))
             start = emit.mmap(1, p.size_mib * MIB)
-            emit.fault(1, start + MIB * np.arange(p.size_mib), MIB, spacing=SECOND // p.rate_mib)
+            for begin in range(0, p.size_mib, CHUNK):
+                written = np.arange(begin, min(begin + CHUNK, p.size_mib))
+                emit.fault(1, start + MIB * written, MIB, spacing=SECOND // p.rate_mib)
+                yield
             emit.sleep(int(p.hold_s * SECOND))
             emit.munmap(1, start, p.size_mib * MIB)
             yield

@@ -189,8 +189,7 @@ class Jemalloc(Workload):
                     while arena.live and arena.pages * PAGE > left * MIB:
                         arena.free(int(rng.integers(len(arena.live))))
                 self._decay(emit, arena)
-            if ms % 1000 == 0:
-                yield
+            yield
         emit.at(p.cycles * cycle_ms * MS)
         emit.exit(1)
 

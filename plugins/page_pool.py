@@ -19,14 +19,15 @@ from pterefd.hookspecs import Emit, Tunables, Workload, hookimpl
 PTEREFD_API = 1
 
 KIB, MIB = 1 << 10, 1 << 20
+CHUNK = 1 << 16
 
 
 class PagePoolTunables(Tunables):
     """Parameters."""
 
     queries: int = Field(default=16, ge=1, le=100_000, description="Queries, one after another.")
-    query_mib: int = Field(default=256, ge=1, le=1 << 20, description="Memory that each query writes, MiB.")
-    cached_mib: int = Field(default=64, ge=0, le=1 << 20, description="Free pages that the pool keeps, MiB.")
+    query_mib: int = Field(default=256, ge=1, le=1 << 16, description="Memory that each query writes, MiB.")
+    cached_mib: int = Field(default=64, ge=0, le=1 << 16, description="Free pages that the pool keeps, MiB.")
     page_kib: int = Field(default=64, ge=4, le=1024, multiple_of=4, description="Size of a page of the pool, KiB.")
     mapping_pages: int = Field(default=32, ge=1, le=1 << 18, description="Pages of the pool that one mmap brings.")
     reuse: bool = Field(default=False, description="Discarded pages are handed out again before more is mapped.")
@@ -59,14 +60,16 @@ class PagePool(Workload):
                     free.extend(range(start + size * (p.mapping_pages - 1), start - 1, -size))
                 used.append(free.pop())
             pages = np.array(used)
-            emit.fault(1, pages, size, spacing=p.query_ms * 500_000 // len(pages))
+            for begin in range(0, len(pages), CHUNK):
+                emit.fault(1, pages[begin : begin + CHUNK], size, spacing=p.query_ms * 500_000 // len(pages))
+                yield
             back = rng.permutation(pages).tolist()
             room = max(kept - len(free), 0)
             free.extend(back[:room])
-            if back[room:]:
-                emit.madvise(1, np.array(back[room:]), size, "dontneed")
+            for begin in range(room, len(back), CHUNK):
+                emit.madvise(1, np.array(back[begin : begin + CHUNK]), size, "dontneed")
+                yield
             discarded.extend(back[room:])
-            yield
         emit.at(p.queries * p.query_ms * 1_000_000)
         emit.exit(1)
 

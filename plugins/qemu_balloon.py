@@ -27,12 +27,12 @@ CHUNK = 1 << 16
 class BalloonTunables(Tunables):
     """Parameters of both."""
 
-    ram_mib: int = Field(default=2048, ge=4, le=1 << 24, description="Memory of the guest, MiB.")
+    ram_mib: int = Field(default=2048, ge=4, le=1 << 18, description="Memory of the guest, MiB.")
     kept_mib: int = Field(
-        default=256, ge=0, le=1 << 24, description="What the balloon leaves, from its beginning, MiB."
+        default=256, ge=0, le=1 << 18, description="What the balloon leaves, from its beginning, MiB."
     )
     scattered_pages: int = Field(
-        default=16, ge=0, le=1 << 30, description="Pages that the guest keeps at random places beyond."
+        default=16, ge=0, le=1 << 26, description="Pages that the guest keeps at random places beyond."
     )
     inflate_rate: int = Field(default=250_000, ge=1, le=SECOND, description="Pages that the balloon takes a second.")
     read_mib: int = Field(default=1024, ge=1, le=1 << 20, description="How fast guest memory is read, MiB/s.")
@@ -88,7 +88,7 @@ class BalloonMigration(Balloon):
 class KdumpTunables(BalloonTunables):
     """Parameters."""
 
-    crashkernel_mib: int = Field(default=64, ge=1, le=1 << 20, description="What the kdump kernel has to itself, MiB.")
+    crashkernel_mib: int = Field(default=64, ge=1, le=1 << 18, description="What the kdump kernel has to itself, MiB.")
 
 
 class BalloonKdump(Balloon):

@@ -25,7 +25,7 @@ class SparseHashTunables(Tunables):
     """Parameters."""
 
     range_gib: int = Field(default=256, ge=1, le=1 << 16, description="Address space of the table, GiB.")
-    keys: int = Field(default=100_000, ge=1, le=1 << 30, description="Keys that are put in, each into a random page.")
+    keys: int = Field(default=100_000, ge=1, le=1 << 26, description="Keys that are put in, each into a random page.")
     misses: int = Field(default=50_000, ge=0, le=1 << 30, description="Lookups of keys that are not there.")
     removed_share: float = Field(default=0.9, ge=0, le=1, description="Share of the keys whose pages are discarded.")
     rate: int = Field(default=100_000, ge=1, le=SECOND, description="Operations a second.")

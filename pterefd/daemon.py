@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from pterefd import __version__, config, log, paths
 from pterefd.errors import EXIT_DONE, BadInput, Missing
 from pterefd.host.host import Host
+from pterefd.host.memory import Kill
 from pterefd.host.warm import warm
 from pterefd.metrics import HostCollector, MetricsServer, shown_address
 from pterefd.mm.profile import AUTO, Profile, for_kernel, named
@@ -65,7 +66,7 @@ class Daemon:
         with _named(settings, "host.profile"):
             profile = _profile(settings.host.profile, sources)
         with _named(settings, "host"):
-            memory = memory_of(settings.host, settings.group)
+            memory = memory_of(settings.host, settings.group, settings.mms)
         self.host = Host(profile, seed=settings.host.seed, memory=memory)
         with _named(settings, "plugins"):
             self.reclaimer = Reclaimer(
@@ -86,6 +87,7 @@ class Daemon:
         ]
         self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
         self.reclaimer.on_result(self.collector.observe)
+        self.host.on_kill = self._killed
         self.metrics = self._metrics()
         self.mount = self._mount(binding, profile.name)
         self._threads = [
@@ -93,6 +95,7 @@ class Daemon:
             for replay in self.replays
         ]
         self._ready = False
+        self._panicked = False
         self._changing: dict[Path, tuple[int, int]] = {}  # plugin files as they were at the last look
 
     def _metrics(self) -> MetricsServer | None:
@@ -140,6 +143,9 @@ class Daemon:
         if self.metrics is not None:
             self.metrics.stop()
 
+    def _killed(self, kill: Kill) -> None:
+        self.log.warning("oom-kill", **kill._asdict())
+
     def _replay(self, replay: Replay) -> None:
         try:
             replay.run()
@@ -150,6 +156,9 @@ class Daemon:
         """Raise what ended a part of the daemon that should go on."""
         if self.failure is not None:
             raise self.failure
+        if self.host.panicked is not None and not self._panicked:
+            self._panicked = True
+            self.log.error("panic", reason=self.host.panicked)
         if self.mount.ended:
             raise Missing(f"{self.mount.point}: unmounted from outside")
 

@@ -96,7 +96,8 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
         settings = tmp_path / "pterefd.toml"
         settings.write_text(f"daemon.mount = '{mnt}'\nmetrics.address = '127.0.0.1:0'\nreplay.speed = 'max'\n{text}\n")
         log = tmp_path / f"log{len(running)}"
-        command = [str(script), "run", "-c", str(settings), "--trace", str(path), *map(str, args)]
+        traces = [] if "[[mm]]" in text else ["--trace", str(path)]
+        command = [str(script), "run", "-c", str(settings), *traces, *map(str, args)]
         with log.open("w") as err:
             process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True)
         one = Running(process, mnt, log)
@@ -132,6 +133,65 @@ def refused(script: Path, directory: Path, *args: str | Path, text: str = "") ->
 
 
 # -- a life ------------------------------------------------------------------------------------------
+
+
+def test_recordings_and_workloads_share_the_host(start: Start, tmp_path: Path, traces: list[Path]) -> None:
+    """[[mm]] tables, each copy a replay of its own; a workload says how many events it has once it has ended."""
+    text = """
+        [[mm]]
+        workload = "hungry"
+        parameters = { size_mib = 8, hold_s = 0 }
+        copies = 2
+        [[mm]]
+        trace = "trace.jsonl"
+        start = 0.5
+        pid_base = 100
+        [[mm]]
+        workload = "page_pool"
+        parameters = { queries = 2, query_mib = 4 }
+        seed = 7
+        oom_score_adj = 250
+    """
+    one = start(text=text)
+    deadline = time.monotonic() + 200
+    while [one.read(f"sys/pterefd/replay/{n}/state").strip() for n in range(4)] != ["held"] * 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    pids = sorted(int(entry) for entry in os.listdir(one.mount) if entry.isdigit())
+    assert pids == [1, 2, 101, 107, 108]
+    assert one.read("108/comm") == "ydb-server\n"
+    assert one.read("sys/pterefd/replay/0/position") == "11/?\n"
+    (one.mount / "sys/pterefd/replay/0/state").write_text("resume")
+    while one.read("sys/pterefd/replay/0/state") != "ended\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert one.read("sys/pterefd/replay/0/position") == "12/12\n"
+    (one.mount / "sys/pterefd/replay/1/speed").write_text("2")
+    assert one.read("sys/pterefd/replay/1/speed") == "2\n"
+    assert one.end() == (0, one.err())
+
+
+def test_workloads_on_the_command_line_stand_in_place_of_what_the_file_has(start: Start) -> None:
+    one = start("--workload", "hungry,size_mib=4,hold_s=0", "--workload", "hungry")
+    assert (one.mount / "sys/pterefd/replay/2").is_dir()
+    assert not (one.mount / "sys/pterefd/replay/3").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "reason"),
+    [
+        (("--workload", "none"), "", "command line: mm: there is no workload 'none'; there are: balloon_kdump, "),
+        (("--workload", "hungry,size=1"), "", "command line: mm: workload hungry: size: there is no such parameter"),
+        (("--workload", "hungry,size"), "", "'size' is not KEY=VALUE"),
+        ((), "[[mm]]\nworkload = 'hungry'\nparameters = { cycles = 0 }", "refused.toml: mm: workload hungry: cycles: "),
+        ((), "[[mm]]\nworkload = 'hungry'\n" * 2 + "pid_base = 0", "refused.toml: mm: hungry: pids 1..1 are partly "),
+    ],
+)
+def test_a_bad_workload_stops_the_start(
+    script: Path, tmp_path: Path, arguments: tuple[str, ...], text: str, reason: str
+) -> None:
+    code, line = refused(script, tmp_path, "--mount", tmp_path / "mnt", *arguments, text=text)
+    assert (code, reason in line) == (EXIT_BAD_INPUT, True), line
 
 
 def test_what_a_new_user_does(start: Start, traces: list[Path], mnt: Path) -> None:
@@ -240,6 +300,22 @@ def test_several_traces_share_the_host(start: Start, tmp_path: Path, mnt: Path) 
     assert one.read("8/comm") == "redis-server\n"
 
 
+def test_a_host_that_is_short_of_memory_kills_and_says_so(start: Start, mnt: Path) -> None:
+    """pid 1 writes 6 MiB, the host has 4; pid 7, with 2 MiB, lives."""
+    text = "daemon.log_format = 'json'\nhost.memory = '4MiB'\nhost.vm.overcommit_memory = 1"
+    one = start(text=text, events=[*EVENTS, {"op": "exit", "pid": 1}])
+    one.wait_for("held")
+    assert set(os.listdir(mnt)) == {"7", "sys"}
+    assert (mnt / "sys/vm/swappiness").read_text() == "60\n"
+    scraped = one.scrape()
+    assert scraped["pterefd_oom_kills_total", "", "simulated"] == 1
+    assert scraped["pterefd_host_memory_bytes", "simulated", "total"] == 4 << 20
+    lines = [json.loads(line) for line in one.end()[1].splitlines()]
+    killed = next(line for line in lines if line["event"] == "oom-kill")
+    assert (killed["pid"], killed["comm"], killed["group"]) == (1, "redis-server", "")
+    assert killed["freed_bytes"] >= 3 << 20
+
+
 def test_the_log_says_who_wrote_what(start: Start, mnt: Path) -> None:
     one = start(text="daemon.log_format = 'json'")
     one.wait_for("held")
@@ -340,6 +416,11 @@ def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
         ("plugins.triggers = ['nobody']", "no trigger 'nobody'"),
         ("plugins.policies.nobody.x = 1", "tunables for a policy 'nobody'"),
         ("plugins.directories = ['nowhere']", "nowhere: no such plugin directory"),
+        ("host.swap = '1GiB'", "host.swap: swap needs host.memory"),
+        ("host.memory = 4096", "host memory of 4096 bytes: less than 1 MiB"),
+        ("host.memory = '1 GiBi'", "host.memory: '1 GiBi': unknown unit"),
+        ("[[group]]\nname = 'web'", "group: groups need host.memory"),
+        ("[[mm]]\nworkload = 'hungry'\ngroup = 'web'", "mm.0.group: no [[group]] is named 'web'; there are: none"),
         ("daemon.mount = 1", "refused.toml: daemon.mount: should be a path, not 1"),
     ],
 )

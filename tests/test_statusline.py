@@ -20,6 +20,7 @@ def test_what_the_line_says() -> None:
     assert text(STATUS) == "2 mms | VmPTE 3,072 kB | reclaimable 2 kB | running at 1x, event 250 of 1,000 (25 %)"
     assert text(Status(1, 0, 0, None)) == "1 mm | VmPTE 0 kB | reclaimable 0 kB"
     assert text(Status(1, 0, 0, ("held", 9, 10, "max"))).endswith(" | held, event 9 of 10 (90 %)")
+    assert text(Status(1, 0, 0, ("running", 1234, None, "2"))).endswith(" | running at 2x, event 1,234")
     assert text(Status(0, 0, 0, ("ended", 0, 0, "max"))).endswith(" | ended, event 0 of 0 (100 %)")
 
 

@@ -139,6 +139,7 @@ VM_DONTDUMP = 1 << 19
 VM_MERGEABLE = 1 << 20
 VM_STACK = 1 << 21  # the main stack, for its name in maps; a stack never merges by VM_GROWSDOWN alone
 VM_IMPLIED = 1 << 22  # an access was recorded where no mapping was
+VM_POLICY = 1 << 23  # a memory policy of its own (mbind); those of two mappings are taken to be equal
 VM_UFFD = 1 << 24  # registered with userfaultfd: its own vm_userfaultfd_ctx, so it merges with no other
 VM_ACCESS = VM_READ | VM_WRITE | VM_EXEC
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT

@@ -41,7 +41,7 @@ from pterefd.mm.free_ptes import (
     note_walk,
 )
 from pterefd.mm.overcommit import enough_memory, refuse
-from pterefd.mm.populate import lock_all
+from pterefd.mm.populate import lock_all, mbind
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSURE, run_events
 
@@ -53,7 +53,7 @@ _STOP_SESSION = -1  # beside STOP_*: the event is the session's
 # what Python runs of a process
 _LIFE = (
     *(ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT),
-    *(ev.OP_THP, ev.OP_MLOCKALL, ev.OP_MUNLOCKALL),
+    *(ev.OP_THP, ev.OP_MLOCKALL, ev.OP_MUNLOCKALL, ev.OP_MBIND),
 )
 _AMPLE_PAGES = 1 << 30  # totalpages where nothing is accounted: every score is that of a small task
 
@@ -101,7 +101,7 @@ class Host:
 
     on_teardown(process, counters) is called just before an mm goes (exit, exec, kill), with the lock held.
     on_pressure(cause, group or None, bytes wanted) is asked for page tables at the low mark and before a kill,
-    without the lock; it returns bytes freed.
+    without the lock; it returns bytes freed.  on_kill(kill) is told of each act of the OOM killer, without the lock.
     memory: what the machine has; None: as much as it takes, and nothing is accounted.
     """
 
@@ -116,6 +116,7 @@ class Host:
         self.ranking = Ranking()
         self.on_teardown: Callable[[Process, MmCounters], None] | None = None
         self.on_pressure: OnPressure | None = None
+        self.on_kill: Callable[[Kill], None] | None = None
         self.events_total: dict[str, int] = dict.fromkeys(ev.OPS, 0)
         self.strict = False
         self.time_ns = 0
@@ -242,6 +243,8 @@ class Host:
             self._set_thp(pid, arg != 0)
         elif op in (ev.OP_MLOCKALL, ev.OP_MUNLOCKALL):
             self._lock_all(pid, op, arg, failed=bool(batch.err[i]))
+        elif op == ev.OP_MBIND:
+            self._bind(pid, int(batch.addr[i]), int(batch.len[i]), arg, failed=bool(batch.err[i]))
         elif op == ev.OP_FORK:
             self._fork(pid, arg, now)
         elif op == ev.OP_EXIT:
@@ -336,6 +339,15 @@ class Host:
             lock_all(self._s, process.mm, current, flags if how & ev.MCL_FUTURE else 0)
             mark_dirty(self._s, process.mm)
 
+    def _bind(self, pid: int, addr: int, length: int, policy: int, *, failed: bool) -> None:
+        """mbind. Where it fails it has changed no mapping (holes are looked for first)."""
+        process = self._processes.get(pid)
+        if process is None:
+            self._s.g[lo.G_SKIPPED] += 1
+        elif not failed:
+            mbind(self._s, process.mm, addr, addr + length, lo.VM_POLICY if policy else 0)
+            mark_dirty(self._s, process.mm)
+
     def _appear(self, process: Process) -> None:
         """A new mm is published before anybody can see its pid."""
         mark_dirty(self._s, process.mm)
@@ -412,14 +424,14 @@ class Host:
                 return rows
             time.sleep(0)
 
-    def published_rows(self, pids: frozenset[int] | None = None) -> Any:
-        """int64[n, MM_COLUMNS]: rows of all mms, or of these, as last published, ascending by pid."""
+    def published_rows(self, pids: frozenset[int] | None, columns: tuple[int, ...]) -> Any:
+        """int64[n, columns]: of the rows of all mms, or of these, as last published, ascending by pid."""
         living = self._processes.copy()
         if pids is not None:
             living = {pid: living[pid] for pid in pids if pid in living}
         order = np.fromiter(living, dtype=np.int64, count=len(living)).argsort()
         mms = np.fromiter((process.mm for process in living.values()), dtype=np.int64, count=len(living))[order]
-        return self._read(mms[mms < len(self._published)])
+        return self._read(np.ix_(mms[mms < len(self._published)], np.array(columns, dtype=np.intp)))
 
     # ---- reading ------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ it; which pages are hot is not known, so the mm that has not faulted for longest
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class Pressure:
         self._names = ["", *(group.name for group in memory.groups)]
         self._ids = {name: number for number, name in enumerate(self._names)}
         self._failing = False  # kswapd has given up
+        self._relieving = threading.Lock()
         state.g[lo.G_ACCOUNT] = 1
         state.g[lo.G_GROUPS] = len(self._names)
         if len(self._names) > len(state.grp):
@@ -148,15 +150,19 @@ class Pressure:
     # ---- at a mark ----------------------------------------------------------------------------
 
     def relieve(self, pid: int) -> None:
-        """Memory is short, or a group at its limit, after an event of pid: reclaim, and in the end kill."""
-        process = self._host.find(pid)
-        if process is not None and process.group:
-            self._relieve_group(self.group_id(process.group), pid)
-        if self._free() < self.marks.low:
-            self._wake_kswapd()
-        if self._free() < self.marks.min:
-            self._alloc_slowpath(pid)
-        self.arm()
+        """Memory is short, or a group at its limit, after an event of pid: reclaim, and in the end kill.
+
+        One at a time: a second replay finds what the first one has freed.
+        """
+        with self._relieving:
+            process = self._host.find(pid)
+            if process is not None and process.group:
+                self._relieve_group(self.group_id(process.group), pid)
+            if self._free() < self.marks.low:
+                self._wake_kswapd()
+            if self._free() < self.marks.min:
+                self._alloc_slowpath(pid)
+            self.arm()
 
     def _wake_kswapd(self) -> None:
         """Below low: whoever is asked first, then kswapd, until high."""
@@ -364,24 +370,27 @@ class Pressure:
 
     def _kill(self, group: int, pid: int, badness: int) -> None:
         with self._host.changing():
-            process = self._host.process(pid)
+            process = self._host.find(pid)
+            if process is None:
+                return  # it has ended by itself meanwhile
             counters = self._host.counters_now(process.mm)
             before = self._free()
             self._host.take_away(pid)
             settle_all(self._s)
             freed = self._free() - before
         self.vmstat["oom_kill"] += 1
-        self.kills.append(
-            Kill(
-                time_ns=self._host.time_ns,
-                pid=pid,
-                comm=process.comm,
-                group=self._names[group],
-                badness=badness,
-                oom_score_adj=process.oom_score_adj,
-                rss_bytes=counters.rss_bytes,
-                swap_bytes=counters.swap_bytes,
-                pgtables_bytes=counters.pgtables_bytes,
-                freed_bytes=freed * lo.PAGE,
-            )
+        kill = Kill(
+            time_ns=self._host.time_ns,
+            pid=pid,
+            comm=process.comm,
+            group=self._names[group],
+            badness=badness,
+            oom_score_adj=process.oom_score_adj,
+            rss_bytes=counters.rss_bytes,
+            swap_bytes=counters.swap_bytes,
+            pgtables_bytes=counters.pgtables_bytes,
+            freed_bytes=freed * lo.PAGE,
         )
+        self.kills.append(kill)
+        if self._host.on_kill is not None:
+            self._host.on_kill(kill)

@@ -24,16 +24,16 @@ _BASE = 1 << 40
 
 
 def warm() -> None:
-    """A short life on a small host: run_events, mlockall, fork, exit, publication and free_ptes are called."""
-    ops = (ev.OP_EXEC, ev.OP_MMAP, ev.OP_FAULT, ev.OP_MLOCKALL, ev.OP_FORK, ev.OP_EXIT)
+    """A short life on a small host: run_events, mlockall, mbind, fork, exit, publication and free_ptes are called."""
+    ops = (ev.OP_EXEC, ev.OP_MMAP, ev.OP_FAULT, ev.OP_MLOCKALL, ev.OP_MBIND, ev.OP_FORK, ev.OP_EXIT)
     n = len(ops)
     batch = ev.Batch(
         t=np.zeros(n, dtype=np.int64),
         pid=np.ones(n, dtype=np.int32),
         op=np.array(ops, dtype=np.uint8),
-        addr=np.array([0, _BASE, _BASE, 0, 0, 0], dtype=np.int64),
-        len=np.array([0, 1 << 21, 1 << 21, 0, 0, 0], dtype=np.int64),
-        arg=np.array([0, 0, 0, ev.MCL_CURRENT, 2, 0], dtype=np.int64),
+        addr=np.array([0, _BASE, _BASE, 0, _BASE, 0, 0], dtype=np.int64),
+        len=np.array([0, 1 << 21, 1 << 21, 0, 1 << 20, 0, 0], dtype=np.int64),
+        arg=np.array([0, 0, 0, ev.MCL_CURRENT, 1, 2, 0], dtype=np.int64),
         err=np.zeros(n, dtype=np.int16),
         ext=np.array([[ev.PROT_READ, ev.MAP_PRIVATE | ev.MAP_ANONYMOUS, -1, 0, -1]], dtype=np.int64),
         side=[{"comm": "warm"}],

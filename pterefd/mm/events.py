@@ -37,6 +37,7 @@ OPS = (
     "thp",
     "mlockall",
     "munlockall",
+    "mbind",
 )
 OP_CODE = {name: code for code, name in enumerate(OPS)}
 (
@@ -63,6 +64,7 @@ OP_CODE = {name: code for code, name in enumerate(OPS)}
     OP_THP,
     OP_MLOCKALL,
     OP_MUNLOCKALL,
+    OP_MBIND,
 ) = range(len(OPS))
 
 # ---- madvise advice codes: the index in ADVICE ---------------------------------------------
@@ -165,6 +167,7 @@ class Batch:
             thread, thread_exit   tid
             thp         1 with disabled
             mlockall    MCL_*
+            mbind       1 with policy
             truncate, cache       index in `paths`
             mmap, mremap          row of `ext`
             exec, expect          index in `side`

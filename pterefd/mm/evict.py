@@ -80,7 +80,7 @@ def take_pages(s, m, transition, want):
 
     Returns how many entries were taken. What others map as well stays in memory until it is taken from them too.
     """
-    if s.mm[m, M_E + E_ANON] + s.mm[m, M_E + E_HUGE] == 0:
+    if not s.mm[m, M_ALIVE] or s.mm[m, M_E + E_ANON] + s.mm[m, M_E + E_HUGE] == 0:
         return 0
     mark_dirty(s, m)
     note_rss(s, m)
@@ -168,7 +168,7 @@ def evict_object(s, o, want):
     Copies of one's own in private mappings stay.
     """
     base = s.obj[o, O_CHARGED]
-    if s.obj[o, O_CHARGED + 1] == 0:
+    if s.obj[o, O_REFS] <= 0 or s.obj[o, O_CHARGED + 1] == 0:
         return 0
     begin = s.key[base]
     end = begin

@@ -28,6 +28,7 @@ from pterefd.engine.layout import (
     VM_MAYBE_GUARD,
     VM_NORESERVE,
     VM_PFNMAP,
+    VM_POLICY,
     VM_READ,
     VM_SHARED,
     VM_SPECIAL,
@@ -162,6 +163,24 @@ def lock_all(s, m, current, future):
         k = vma_at(s, m, end - PAGE) + 1
     if current:
         populate(s, m, 0, ADDRESS_END, True)
+
+
+@kernel
+def mbind(s, m, start, end, policy):
+    """mm/mempolicy.c mbind_range: a policy of their own, or the process's again. policy: VM_POLICY or 0."""
+    addr = start
+    while addr < end:
+        k = vma_first(s, m, addr)
+        if k >= vma_count(s, m):
+            return
+        v = vma_record(s, m, k)
+        low = max(addr, s.vma[v, V_START])
+        if low >= end:
+            return
+        addr = min(end, s.vma[v, V_END])
+        flags = (s.vma[v, V_FLAGS] & ~VM_POLICY) | policy
+        if flags != s.vma[v, V_FLAGS]:
+            modify_range(s, m, k, low, addr, flags)
 
 
 @kernel

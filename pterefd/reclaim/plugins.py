@@ -101,16 +101,20 @@ class Plugins:
 
     # ---- loading ------------------------------------------------------------------------------
 
-    def load(self, directories: Iterable[Path]) -> None:
-        """Load every .py file of the directories, then the entry points, and register what they bring. BadInput."""
+    def load(self, directories: Iterable[Path], *, installed: bool = True) -> None:
+        """Load every .py file of the directories, then the entry points, and register what they bring. BadInput.
+
+        installed: False leaves the entry points of installed packages out.
+        """
         for directory in directories:
             if not directory.is_dir():
                 raise BadInput(f"{directory}: no such plugin directory")
             self._directories.append(directory)
             for path in sorted(directory.glob("*.py")):
                 self.load_file(path)
-        for entry in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda entry: entry.name):
-            self._load_entry_point(entry)
+        if installed:
+            for entry in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda entry: entry.name):
+                self._load_entry_point(entry)
 
     def load_file(self, path: Path) -> Any:
         """Import one plugin file and register what it brings; in place of what the file brought before. BadInput."""

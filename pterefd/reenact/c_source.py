@@ -280,7 +280,7 @@ class _Writer:
     def _nothing(self, op: Row) -> list[str]:
         return []
 
-    _thread = _thread_exit = _expect = _swap_out = _mlockall = _munlockall = _nothing
+    _thread = _thread_exit = _expect = _swap_out = _mlockall = _munlockall = _mbind = _nothing
 
 
 _CALLS = frozenset({"mmap", "munmap", "mremap", "mprotect", "brk", "madvise", "mlock", "munlock"})

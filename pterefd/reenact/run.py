@@ -455,6 +455,10 @@ class Reenactment:
 
     _do_munlockall = _do_mlockall
 
+    def _do_mbind(self, index: int, row: Row, life: Life) -> None:
+        """Agents have no policies."""
+        self.done.left_out["mbind"] += 1
+
     def _do_thp(self, index: int, row: Row, life: Life) -> None:
         """Agents have no huge pages from the start on."""
         if not row["disabled"]:

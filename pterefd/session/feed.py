@@ -48,6 +48,8 @@ class Feed:
     def _own(self, batch: Batch, i: int) -> None:
         """An event that is the session's."""
         pid = int(batch.pid[i])
+        if self._host.find(pid) is None:
+            return  # the host's OOM killer took it
         if batch.op[i] == OP_FREE_PTES:
             self._host.events_total["free_ptes"] += 1
             self._on_free_ptes(pid)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pterefd.config import GroupTable, HostSection
+from pterefd.config import GroupTable, HostSection, MmSection
 from pterefd.errors import BadInput
 from pterefd.host.memory import GroupLimit, Memory, VmKnobs, Zone
 
 
-def memory_of(host: HostSection, groups: Sequence[GroupTable]) -> Memory | None:
-    """The memory of [host] and [[group]]; None where neither memory nor zones are given. BadInput names the key."""
+def memory_of(host: HostSection, groups: Sequence[GroupTable], mms: Sequence[MmSection] = ()) -> Memory | None:
+    """The memory of [host] and [[group]]; None where neither memory nor zones are given. BadInput names the key.
+
+    mms: [[mm]], whose groups must be there.
+    """
+    names = [group.name for group in groups]
+    for number, mm in enumerate(mms):
+        if mm.group and mm.group not in names:
+            raise BadInput(
+                f"mm.{number}.group: no [[group]] is named {mm.group!r}; there are: {', '.join(names) or 'none'}"
+            )
     zones = tuple(Zone(zone.name, zone.managed_pages) for zone in host.zones)
     total = sum(zone.managed_pages for zone in zones) * 4096
     if host.memory is None and not zones:

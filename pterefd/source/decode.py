@@ -190,6 +190,7 @@ def _fill_simple(arg: IntArray, columns: Columns) -> None:
         ("dropped", events.OP_SWAP_OUT),
         ("start", events.OP_BRK),
         ("disabled", events.OP_THP),
+        ("policy", events.OP_MBIND),
     ):
         _fill_arg(arg, columns, name, code)
     for name, code in (("child", events.OP_FORK), ("tid", events.OP_THREAD), ("tid", events.OP_THREAD_EXIT)):

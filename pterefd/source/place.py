@@ -68,8 +68,8 @@ class Placed(Source):
         return self.of.highest_pid() + self._pid_base
 
     def where(self, index: int) -> str:
-        """As the source says it, which knows nothing of where it was put."""
-        return self.of.where(index)
+        """As the source says it, under the name that it has here."""
+        return self._name + self.of.where(index).removeprefix(self.of.name)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the source's batches, shifted. BadInput: a pid or a time that is too large."""

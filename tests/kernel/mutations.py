@@ -474,4 +474,11 @@ CHANGES = (
         about="reads of System V segments map one page",
         shown_by="segments-are-read-one-by-one",
     ),
+    Change(
+        "mm.populate",
+        "& ~VM_POLICY) | policy",
+        "& ~VM_POLICY)",
+        about="a memory policy splits mappings",
+        shown_by="policies-split-mappings",
+    ),
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from pterefd.session.report import Report
 from pterefd.source.convert import write_trace
 from pterefd.source.trace import open_trace
 from pterefd.source.workload import WorkloadSource
-from tests.conftest import Run
+from tests.conftest import ROOT, Run
 
 PAGE, MIB, SPAN, GIB = 1 << 12, 1 << 20, 1 << 21, 1 << 30
 PROFILES = ("rfc-2022", "v6.18")
@@ -344,6 +346,19 @@ def test_what_synth_refuses_is_one_line(pterefd: Run, tmp_path: Path, arguments:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"pterefd: {reason}")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_example_of_the_page_works(pterefd: Run, tmp_path: Path) -> None:
+    """As a new user would follow it. 64 MiB, discarded in pieces of half a span: 32 PTE pages stay."""
+    page = (ROOT / "docs" / "workloads.md").read_text()
+    (example,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Sawtooth" in text]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sawtooth.py").write_text(example)
+    made = pterefd("synth", "sawtooth", "--plugins", "mine", "-o", "saw.parquet")
+    assert (made.returncode, made.stderr) == (0, "")
+    replayed = pterefd("replay", "saw.parquet", "--json")
+    (row,) = json.loads(replayed.stdout)["files"][0]["mms"]
+    assert (row["RssAnon"], row["VmPTE"], row["empty_bytes"]) == (0, 32 * 4 + 8, 32 * PAGE)
 
 
 def test_a_parameter_of_the_case_that_makes_no_sense_is_refused(source: Any) -> None:

@@ -18,7 +18,7 @@ TYPES_OF = """
     int64 VmPTE RssAnon RssFile RssShmem VmSwap zero_entries present_entries swap_entries guard_entries vmas
     int64 reclaimable_pt_bytes unlocated_pte_pages t0 t1
     string op prot flags path advice entry comm errno
-    bool write dontunmap onfault current future dropped tables huge disabled
+    bool write dontunmap onfault current future policy dropped tables huge disabled
 """
 TYPES = {name: pa.type_for_alias(line.split()[0]) for line in TYPES_OF.split("\n") for name in line.split()[1:]}
 TYPES["cmdline"] = pa.list_(pa.string())

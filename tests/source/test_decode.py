@@ -40,6 +40,8 @@ SIMPLE = [
     ({"op": "thp", "pid": 1, "disabled": False}, (ev.OP_THP, 1, 0, 0, 0)),
     ({"op": "mlockall", "pid": 1, "current": True, "onfault": True}, (ev.OP_MLOCKALL, 1, 0, 0, 5)),
     ({"op": "mlockall", "pid": 1, "current": False, "future": True}, (ev.OP_MLOCKALL, 1, 0, 0, 2)),
+    ({"op": "mbind", **RANGE, "policy": True}, (ev.OP_MBIND, 1, BASE, 8192, 1)),
+    ({"op": "mbind", **RANGE, "policy": False}, (ev.OP_MBIND, 1, BASE, 8192, 0)),
     ({"op": "munlockall", "pid": 1}, (ev.OP_MUNLOCKALL, 1, 0, 0, 0)),
     ({"op": "cache", "path": "/x", "offset": 5, "len": 7}, (ev.OP_CACHE, 0, 5, 7, 0)),
     ({"op": "truncate", "path": "/x", "len": 0}, (ev.OP_TRUNCATE, 0, 0, 0, 0)),

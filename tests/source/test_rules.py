@@ -26,7 +26,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("len", "new_len"), LENGTHS),
     **dict.fromkeys(("pid", "child", "tid"), st.integers(1, 3)),
     **dict.fromkeys(
-        ("write", "dontunmap", "onfault", "current", "future", "dropped", "tables", "huge", "disabled"), st.booleans()
+        ("write", "dontunmap", "onfault", "current", "future", "policy", "dropped", "tables", "huge", "disabled"),
+        st.booleans(),
     ),
     "t": st.integers(0, 5),
     "prot": st.sampled_from(["rw-", "r--", "---", "rwx"]),

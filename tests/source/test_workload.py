@@ -338,7 +338,7 @@ def test_a_placed_source_is_shifted() -> None:
     ]
     (batch,) = placed.batches()
     assert (batch.group, batch.side) == ("web", [{"comm": "a", "oom_score_adj": 900}])
-    assert (placed.highest_pid(), placed.pid_base, placed.name, placed.where(3)) == (19, 10, "w#1", "made: event 3")
+    assert (placed.highest_pid(), placed.pid_base, placed.name, placed.where(3)) == (19, 10, "w#1", "w#1: event 3")
     with pytest.raises(BadInput, match="made: pids shifted by 4194302 are beyond 4194304"):
         list(Placed(workload(two_processes), pid_base=4194302).batches())
 

@@ -349,6 +349,12 @@ class Translator:
         if len(done):
             self._group("munlockall", done)
 
+    def _mbind(self, calls: Calls) -> None:
+        """Which policy it is stands in memory, and does not matter: MPOL_DEFAULT (mode 0) is none."""
+        addr, length, keep = self._range(calls, "start", "len")
+        policy = (self._argument(calls, "mode") != 0).astype(np.int64)
+        self._ranges("mbind", calls, addr, length, keep & ~calls.failed, policy=policy)
+
     def _prctl(self, calls: Calls) -> None:
         """kernel/sys.c: of its many options only PR_SET_THP_DISABLE is about page tables."""
         about = calls.select((self._argument(calls, "option") == _PR_SET_THP_DISABLE) & (calls.result == 0))

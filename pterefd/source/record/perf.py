@@ -36,6 +36,7 @@ SYSCALLS = (
     "munlock",
     "mlockall",
     "munlockall",
+    "mbind",
     "shmat",
     "shmdt",
     "userfaultfd",

@@ -57,7 +57,7 @@ def busy() -> Iterator[subprocess.Popen[str]]:
 
 def test_attach_and_detach(busy: subprocess.Popen[str], tmp_path: Path) -> None:
     recording = Recording(tmp_path / "trace.parquet")
-    options = recorder.Options(recording.path, duration=0.8, say=recording.said.append, checkpoint_every=0.1)
+    options = recorder.Options(recording.path, duration=2.0, say=recording.said.append, checkpoint_every=0.1)
     recorder.record_pid(busy.pid, options)
     assert busy.poll() is None
     assert _state(busy.pid) in "SR"
@@ -93,7 +93,7 @@ def test_a_process_with_huge_pages(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         recording = Recording(tmp_path / "trace.parquet")
-        options = recorder.Options(recording.path, duration=0.5, say=recording.said.append, checkpoint_every=0.05)
+        options = recorder.Options(recording.path, duration=2.0, say=recording.said.append, checkpoint_every=0.05)
         recorder.record_pid(process.pid, options)
     finally:
         process.kill()

@@ -122,6 +122,22 @@ if os.fork() == 0:
 os.wait()
 """
 
+# Policies split mappings: MADV_DONTNEED of a whole span frees its table only within one of them.
+BOUND = """
+libc.syscall.argtypes = [ctypes.c_long, address, size, number, address, size, number]
+node = ctypes.c_ulong(1)
+def mbind(start, length, mode):
+    return libc.syscall(237, start, length, mode, mode and ctypes.addressof(node), 64 * (mode > 0), 0)
+a = new(18 * M); a = (a + 2 * M - 1) & -2 * M; ctypes.memset(a, 1, 16 * M)
+assert mbind(a + M, 4 * M, 2) == 0 and mbind(a + 9 * M, M, 2) == 0 and mbind(a + 9 * M, M, 0) == 0
+libc.madvise(a, 6 * M, 4); libc.madvise(a + 8 * M, 4 * M, 4)
+libc.mprotect(a + 4 * M, 2 * M, 1); libc.mprotect(a + 4 * M, 2 * M, 3)
+assert mbind(a + 17 * M, 1 << 40, 2) == -1
+if os.fork() == 0:
+    libc.madvise(a, 6 * M, 4); ctypes.memset(a, 1, 4096); os._exit(0)
+os.wait()
+"""
+
 # Segments one after the other at one place, of several sizes; reads of what is in the page cache; names in common.
 SEGMENTS = """
 at = 0x100000000000
@@ -228,7 +244,7 @@ def test_calls(record: Record, program: str) -> None:
     recording.assert_exact(checkpoints=2)
 
 
-@pytest.mark.parametrize("program", [PARTLY, SEGMENTS], ids=["partly", "segments"])
+@pytest.mark.parametrize("program", [PARTLY, SEGMENTS, BOUND], ids=["partly", "segments", "bound"])
 def test_calls_of_libc(record: Record, program: str) -> None:
     recording = record([*PYTHON, LIBC + program], checkpoint_every=0.02)
     assert recording.code == 0
