@@ -178,7 +178,7 @@ def _set(given: dict[str, Any], setting: str) -> None:
     for number, part in enumerate(tables, 1):
         at = _item(at, part)
         if not isinstance(at, dict | list):
-            raise BadInput(f"--set {setting!r}: the scenario has no table {'.'.join(tables[:number])}")
+            raise BadInput(f"--set {setting!r}: {'.'.join(tables[:number])} is no table of the scenario")
     if isinstance(at, list):
         raise BadInput(f"--set {setting!r}: {'.'.join(tables)} is a list: name one of its tables by number, from 0 on")
     factor = FACTOR.fullmatch(text)
@@ -186,9 +186,10 @@ def _set(given: dict[str, Any], setting: str) -> None:
 
 
 def _item(at: Any, part: str) -> Any:
+    """A table of a table, which is there from now on, or one of a list by its number."""
     if isinstance(at, list):
         return at[int(part)] if part.isdecimal() and int(part) < len(at) else None
-    return at.get(part) if isinstance(at, dict) else None
+    return at.setdefault(part, {})
 
 
 def _value(text: str) -> Any:
