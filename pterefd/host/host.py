@@ -306,7 +306,7 @@ class Host:
             living = {pid: living[pid] for pid in pids if pid in living}
         order = np.fromiter(living, dtype=np.int64, count=len(living)).argsort()
         mms = np.fromiter((process.mm for process in living.values()), dtype=np.int64, count=len(living))[order]
-        return self._read(np.ix_(mms[mms < len(self._published)], columns))
+        return self._read(np.ix_(mms[mms < len(self._published)], np.array(columns)))
 
     # ---- reading ------------------------------------------------------------------------------
 
