@@ -42,7 +42,7 @@ HUGE_CHANGES = (
     ),
     Change(
         "engine.huge",
-        "        map_folio(s, folio_of(s, p), c, 1)",
+        "        map_folio(s, folio_of(s, p), c, 1, 512)",
         "        pass",
         about="fork maps the huge page once more",
         shown_by="huge: FREE of a part leaves what a child maps too",

@@ -77,7 +77,7 @@ CHANGES = (
     ),
     Change(
         "mm.fault",
-        "cache_page(s, v, addr)  # do_cow",
+        "cache_page(s, m, v, addr)  # do_cow",
         "pass  # do_cow",
         about="a copied page is cached",
         shown_by="private-write-caches-shmem",
@@ -140,7 +140,7 @@ CHANGES = (
     ),
     Change(
         "mm.files",
-        "    cache_page(s, v, addr)\n    t = make",
+        "    cache_page(s, m, v, addr)\n    t = make",
         "    t = make",
         about="a fault fills the page cache",
         shown_by="a read of a shmem hole allocates its page",
