@@ -61,8 +61,7 @@ class Daemon:
         plugins = Plugins()
         with _named(settings, "plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
-        with _named(settings, "mm"):
-            sources = open_sources(settings.mms, plugins.workloads)
+        sources = open_sources(settings.mms, plugins.workloads, f"{settings.where('mm')}: mm: ")
         with _named(settings, "host.profile"):
             profile = _profile(settings.host.profile, sources)
         with _named(settings, "host"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from pterefd import config, daemon
 from pterefd.errors import EXIT_BAD_INPUT, EXIT_MISSING, BadInput
 from pterefd.procfs import mountpoint
 from tests.house import AT, EVENTS, SPAN, fault, mmap, write_trace
+from tests.reclaim.built import plugin, policy
 
 pytestmark = pytest.mark.mount
 
@@ -369,6 +371,85 @@ def test_reads_go_on_while_it_replays_and_writers_free(start: Start, mnt: Path) 
     assert one.end()[0] == 0
 
 
+# -- plugins -----------------------------------------------------------------------------------------
+
+
+def of_the_page(language: str, number: int = 0) -> str:
+    """The first block of code of docs/plugins.md in a language."""
+    text = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[number]
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_policy_of_ones_own_as_the_page_says(start: Start, mnt: Path, tmp_path: Path) -> None:
+    """docs/plugins.md, step by step: its configuration, its file, its commands."""
+    (tmp_path / "my-plugins").mkdir()
+    one = start(text=of_the_page("toml"))
+    one.wait_for("held")
+    reclaim = mnt / "sys/vm/pt_reclaim"
+    assert "patient" not in (reclaim / "available_policies").read_text()
+    path = tmp_path / "my-plugins" / "patient.py"
+    path.write_text(of_the_page("python"))
+    until(lambda: "patient" in (reclaim / "available_policies").read_text().split())
+    commands = [line for line in of_the_page("sh").splitlines() if line.startswith(("cat", "echo"))]
+    assert len(commands) == 3
+    for line in commands[:2]:
+        assert subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True).returncode == 0
+    assert (reclaim / "policy").read_text() == "patient\n"
+    # 16 pages, all that there are: 64K
+    assert subprocess.run(["sh", "-c", commands[2]], cwd=tmp_path).returncode == 0
+    again = subprocess.run(["sh", "-c", commands[2]], cwd=tmp_path, capture_output=True)
+    assert again.returncode != 0  # nothing is left: EAGAIN
+    freed = {key[2]: value for key, value in one.scrape().items() if key[0] == "pterefd_reclaimed_pt_bytes_total"}
+    assert freed == {"empty": 14 * 4096, "zero": 2 * 4096}
+    path.write_text("1/0\n")
+    until(lambda: "plugin refused" in one.err())
+    time.sleep(1)
+    log = one.end()[1]
+    acts = [line.split("]")[1].strip() for line in log.splitlines()]
+    assert [act.split("  ")[0] for act in acts] == [
+        *("started", "plugins reloaded", "policy set", "reclaimed", "reclaimed", "plugin refused", "stopped")
+    ]
+    assert "policy=patient" in acts[3]
+    assert f"{path}: cannot be imported: ZeroDivisionError: division by zero" in acts[5]
+
+
+def test_a_write_takes_up_what_is_new_and_takes_back_what_was_put_aside(
+    start: Start, mnt: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    plugin(folder, "bad", policy("while True: pass"))
+    options = "directories = ['p']\npolicy = 'mine'\ndeadline = '100ms'\nfailures = 1"
+    trigger = "[plugins.trigger.interval]\nperiod_ms = 50\npolicy = 'none'"
+    one = start(text=f"[plugins]\n{options}\n{trigger}")
+    one.wait_for("held")
+    reclaim = mnt / "sys/vm/pt_reclaim"
+    assert (reclaim / "trigger/interval/policy").read_text() == "none\n"
+    assert (reclaim / "trigger/interval/period_ms").read_text() == "50\n"
+    (mnt / "sys/vm/free_ptes").write_text("7")
+    assert one.read("7/reclaimable_pt_bytes") == "0\n"
+    assert (reclaim / "put_aside").read_text() == "policy mine\n"
+    scraped = one.scrape()
+    assert scraped["pterefd_plugin_put_aside", "simulated", "policy", "mine"] == 1
+    assert scraped["pterefd_plugin_errors_total", "simulated", "mine"] == 1
+    (reclaim / "put_aside").write_text("mine")
+    assert (reclaim / "put_aside").read_text() == ""
+    plugin(folder, "bad", policy("yield Choice(1, bytes=4096)"))
+    plugin(folder, "worse", "1/0")
+    with pytest.raises(OSError, match="Invalid argument"):
+        (reclaim / "reload").write_text("1")
+    (mnt / "sys/vm/free_ptes").write_text("1")
+    assert one.read("1/reclaimable_pt_bytes") == f"{6 * 4096}\n"
+    assert one.end()[0] == 0
+
+
 # -- what keeps it from starting ---------------------------------------------------------------------
 
 
@@ -415,6 +496,9 @@ def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
         ("plugins.policy = 'nobody'", "no policy 'nobody'"),
         ("plugins.triggers = ['nobody']", "no trigger 'nobody'"),
         ("plugins.policies.nobody.x = 1", "tunables for a policy 'nobody'"),
+        ("plugins.trigger.nobody.x = 1", "tunables for a trigger 'nobody'"),
+        ("plugins.trigger.pre_oom.policy = 'nobody'", "no policy 'nobody'"),
+        ("plugins.deadline = '0s'", "plugins.deadline: should be a duration from 1ms to a day"),
         ("plugins.directories = ['nowhere']", "nowhere: no such plugin directory"),
         ("host.swap = '1GiB'", "host.swap: swap needs host.memory"),
         ("host.memory = 4096", "host memory of 4096 bytes: less than 1 MiB"),

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from pterefd import hookspecs, log
 from pterefd.errors import BadInput
 from pterefd.hookspecs import API_VERSION, PROJECT, Policy, Trigger, Tunables, Workload
-from pterefd.reclaim.guard import plain
+from pterefd.reclaim.guard import Abandoned, plain
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # kind -> hook that registers its classes, base of them
@@ -263,7 +263,7 @@ def _strict(origin: str, what: str, *, always: bool = False) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except (BadInput, KeyboardInterrupt):
+    except (BadInput, KeyboardInterrupt, Abandoned):
         raise
     except BaseException as error:
         raise BadInput(f"{origin}: {what}{'' if always else ':'} {plain(error)}") from error

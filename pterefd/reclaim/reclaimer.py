@@ -27,6 +27,7 @@ from pterefd.reclaim.seats import Conduct, Seats
 DEFAULT_POLICY = "largest_first"
 DEFAULT_TRIGGER = "on_demand"
 DEADLINE_SECONDS = 1.0
+IMPORT_SECONDS = 10.0  # for a plugin file that is taken up while running
 FAILURES = 3  # in a row, before a plugin is put aside
 SPARE_CHOICES = 64  # in a row that free nothing, beyond two an mm: a policy that yields for ever is stopped
 
@@ -189,16 +190,21 @@ class Reclaimer:
 
         Returns what came in, as `KIND NAME`. BadInput, in one line, where a file does not fit, once the others are in.
         """
+        names: list[tuple[str, str]] = []
+        errors: list[str] = []
+        waiting = list(self._plugins.changed() if files is None else files)
+
+        def steps(watch: Watch) -> None:
+            while waiting:
+                path = waiting.pop(0)
+                watch.call(("file", str(path)), self._take_up, path, names, errors)
+
+        def late(plugin: Plugin, error: Exception) -> None:
+            errors.append(f"{plugin[1]}: {error}")
+
         with self._acting:
-            names, errors = self._plugins.reload(files)
+            guarded(steps, None if self._deadline is None else max(self._deadline, IMPORT_SECONDS), late)
             for seats in (self._policies, self._triggers):
-                for kind, name in names:
-                    if kind == seats.kind:
-                        try:
-                            seats.remake(name)
-                        except BadInput as error:
-                            errors.append(str(error))
-                        self._conduct.take_back((kind, name))
                 seats.drop_missing()
             if self._policy not in self._policies:
                 self._policy = DEFAULT_POLICY
@@ -214,6 +220,20 @@ class Reclaimer:
         if errors:
             raise BadInput("; ".join(errors))
         return came
+
+    def _take_up(self, path: Path, names: list[tuple[str, str]], errors: list[str]) -> None:
+        """One file, and what it brings in its seat."""
+        came = self._plugins.reload([path])
+        errors += came.errors
+        for kind, name in came.names:
+            for seats in (self._policies, self._triggers):
+                if kind == seats.kind:
+                    try:
+                        seats.remake(name)
+                    except BadInput as error:
+                        errors.append(str(error))
+            self._conduct.take_back((kind, name))
+        names += came.names
 
     def state(self) -> dict[str, Any]:
         """What plugins remember, and what a view remembers for them: as JSON has it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from pterefd.config import MmSection
-from pterefd.errors import BadInput
+from pterefd.errors import BadInput, TraceError
 from pterefd.hookspecs import Workload
 from pterefd.source.place import Placed, pid_bases
 from pterefd.source.source import Source
@@ -13,20 +14,24 @@ from pterefd.source.trace import open_trace
 from pterefd.source.workload import WorkloadSource
 
 
-def open_sources(mms: Sequence[MmSection], workloads: Mapping[str, type[Workload]]) -> list[Source]:
+def open_sources(mms: Sequence[MmSection], workloads: Mapping[str, type[Workload]], where: str = "") -> list[Source]:
     """A source for each table and copy, in order. The first keeps its pids, each further one is shifted past the
     highest in use, unless pid_base says otherwise.
 
+    where: begins the line about what a table has wrong; a trace's own line names its file.
     BadInput: no such trace or workload, a bad parameter, pids that collide.  TraceError: a file that is no trace.
     """
     opened: list[tuple[MmSection, Source, str, int | None]] = []
     for mm in mms:
         trace = open_trace(mm.trace) if mm.trace is not None else None
         for copy in range(mm.copies):
-            source = trace if trace is not None else workload_source(mm, workloads, mm.seed + copy)
+            with _said(where):
+                source = trace if trace is not None else workload_source(mm, workloads, mm.seed + copy)
             name = source.name if mm.copies == 1 else f"{source.name}#{copy}"
             opened.append((mm, source, name, mm.pid_base if copy == 0 else None))
-    bases = pid_bases([source for _, source, _, _ in opened], [base for _, _, _, base in opened])
+    given = [base for _, _, _, base in opened]
+    with _said(where):
+        bases = pid_bases([source for _, source, _, _ in opened], given)
     return [
         Placed(
             source,
@@ -39,6 +44,17 @@ def open_sources(mms: Sequence[MmSection], workloads: Mapping[str, type[Workload
         )
         for (mm, source, name, _), base in zip(opened, bases, strict=True)
     ]
+
+
+@contextmanager
+def _said(where: str) -> Iterator[None]:
+    """A BadInput's line begins with `where`; that of a trace's format names its file already."""
+    try:
+        yield
+    except TraceError:
+        raise
+    except BadInput as error:
+        raise BadInput(f"{where}{error}") from error
 
 
 def workload_source(mm: MmSection, workloads: Mapping[str, type[Workload]], seed: int) -> WorkloadSource:

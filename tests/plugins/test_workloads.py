@@ -86,7 +86,7 @@ class Seen:
 
     def free(self) -> tuple[int, int]:
         """PTE pages that are given back: empty ones, zero ones."""
-        empty, zero = self.host.free_ptes(1, Kinds.BOTH, None)
+        empty, zero, _ = self.host.free_ptes(1, Kinds.BOTH, None)
         return empty // PAGE, zero // PAGE
 
 

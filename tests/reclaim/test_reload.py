@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pterefd.errors import BadInput
+from pterefd.reclaim import reclaimer as reclaimer_module
 from tests.reclaim.built import make, plugin, policy, trigger, wasteful
 
 TUNED = """
@@ -81,6 +82,19 @@ def test_a_bad_file_is_one_line_and_what_was_there_carries_on(tmp_path: Path, bo
     assert result is not None
     assert (result.policy, result.freed) == ("mine", ((2, 5 * 4096),))
     assert reclaimer.reload() == []  # it is not tried again before it changes
+
+
+def test_a_file_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reclaimer_module, "IMPORT_SECONDS", 0.2)
+    reclaimer, _ = make(wasteful(), tmp_path, deadline=0.1)
+    path = plugin(tmp_path, "p", "while True: pass\n")
+    plugin(tmp_path, "q", policy("yield Choice(1)"))
+    with pytest.raises(BadInput, match=f"^{path}: took longer than 0.2 s$"):
+        reclaimer.reload()
+    assert "mine" in reclaimer.available_policies()
+    result = reclaimer.free_ptes(None)
+    assert result is not None
+    assert result.bytes == 8 * 4096
 
 
 def test_a_plugin_that_was_put_aside_is_back_when_it_has_changed(tmp_path: Path) -> None:

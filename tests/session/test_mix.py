@@ -45,9 +45,9 @@ def placed(*sources: Source, **options: Any) -> list[Source]:
 
 def digest(machine: Host, report: Report) -> str:
     """Of every mm that ended, its row; of every other its published numbers and its mappings."""
-    found = hashlib.sha256(machine.published_rows().tobytes() + repr(report.rows()).encode())
+    found = hashlib.sha256(repr(report.rows()).encode())
     for pid in machine.pids():
-        found.update(repr((pid, machine.process(pid).comm, machine.vmas(pid))).encode())
+        found.update(repr((machine.counters(pid), machine.process(pid).comm, machine.vmas(pid))).encode())
     found.update(repr((machine.time_ns, machine.events_total)).encode())
     return found.hexdigest()
 
