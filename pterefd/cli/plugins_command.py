@@ -98,7 +98,7 @@ def check(file: Path, as_json: bool) -> int:
             click.echo(finding if finding.startswith(str(file.resolve())) else f"{file}: {finding}")
         if not verdict.findings:
             names = ", ".join(f"{kind} {name}" for kind, name in verdict.classes) or "observer"
-            click.echo(f"{file}: {names}: keeps the contract ({verdict.decisions} decisions, the same in two runs)")
+            click.echo(f"{file}: {names}: keeps the contract (answers: {verdict.decisions}, the same in two runs)")
     return EXIT_DIFFERS if verdict.findings else EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""One plugin file on a small recorded host: what it answers to a fixed row of moments. A process of its own.
+"""One plugin file on a small recorded host: what it answers to a fixed row of moments, or emits. A process of its own.
 
     python -m pterefd.session.trial FILE OUT [--restore]
 
@@ -8,6 +8,7 @@ contract.py runs this twice, with other hash seeds, and compares.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from pterefd.session.feed import Feed
 from pterefd.session.purity import Purity
 from pterefd.source.place import Placed
 from pterefd.source.trace import open_trace
+from pterefd.source.workload import WorkloadSource
 
 RECORDING = "etc/traces/redis.parquet"
 COPIES = 3  # of the recording on one host, each a little behind the one before it
@@ -148,6 +150,17 @@ def answers(path: Path, kind: str, name: str, log: _Log, *, restore: bool) -> li
     return found
 
 
+def emitted(plugins: Plugins, name: str) -> list[Any]:
+    """A workload's events with its own defaults: (batch, digest of its columns), batch by batch. BadInput."""
+    found: list[Any] = []
+    for batch in WorkloadSource(plugins.workloads[name], seed=1).batches():
+        columns = (batch.t, batch.pid, batch.op, batch.addr, batch.len, batch.arg, batch.err, batch.ext)
+        digest = hashlib.sha256(b"".join(column.tobytes() for column in columns))
+        digest.update(repr((batch.side, batch.paths)).encode())
+        found.append([f"batch {len(found)}", digest.hexdigest()])
+    return found
+
+
 def _load(plugins: Plugins, path: Path) -> None:
     """The built-in plugins and FILE, which may be one of them, or of an installed package."""
     built_in = paths.share("plugins")
@@ -185,7 +198,9 @@ def main() -> None:
         _load(plugins, path)
         report["classes"] = [key.split(" ") for key, origin in plugins.origin.items() if origin == str(path)]
         for kind, name in report["classes"] or [("observer", path.stem)]:
-            if kind not in ("trigger", "policy", "observer"):
+            if kind == "workload":
+                events = emitted(plugins, name)
+                report["answers"][f"{kind} {name}"] = report["restored"][f"{kind} {name}"] = events
                 continue
             report["answers"][f"{kind} {name}"] = answers(path, kind, name, log, restore=False)
             if restore:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import ROOT, Run
 from tests.reclaim.built import HEAD, POLICIES, plugin
 
 POLICY = """
@@ -50,10 +50,25 @@ def test_a_file_that_keeps_the_contract(pterefd: Run, tmp_path: Path) -> None:
     body = "order = list(view.ranking(request.kinds)); view.rng.shuffle(order); yield from map(Choice, order)"
     path = plugin(tmp_path, "good", policies(ALL, body))
     (line,) = findings(pterefd, path)
-    assert re.fullmatch(r"policy p0, policy p1: keeps the contract \(\d+ decisions, the same in two runs\)", line)
+    assert re.fullmatch(r"policy p0, policy p1: keeps the contract \(answers: \d+, the same in two runs\)", line)
     assert int(re.findall(r"\d+", line)[2]) > 40
     shown = json.loads(pterefd("plugins", "check", path, "--json").stdout)
     assert (shown["plugins"], shown["findings"]) == ([["policy", "p0"], ["policy", "p1"]], [])
+
+
+def test_a_workload_that_emits_what_no_seed_gives(pterefd: Run, tmp_path: Path) -> None:
+    """Global randomness is named, and so is the batch where two runs part; as it is shipped, one passes."""
+    text = (ROOT / "plugins" / "hungry.py").read_text()
+    path = tmp_path / "hungry_too.py"
+    path.write_text(text.replace('name = "hungry"', 'name = "hungry_too"'))
+    assert findings(pterefd, path) == ["workload hungry_too: keeps the contract (answers: 1, the same in two runs)"]
+    changed = text.replace('name = "hungry"', 'name = "hungry_too"').replace(
+        "        emit.exec(", "        emit.sleep(int(np.random.randint(1 << 30)))\n        emit.exec(", 1
+    )
+    path.write_text(changed)
+    told = findings(pterefd, path)
+    assert any("takes randomness that no seed gives: numpy.random" in line for line in told)
+    assert any("gives different answers in two runs with the same seed, first at moment 1 (batch 0)" in x for x in told)
 
 
 IMPURE = {
@@ -181,7 +196,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "bin" / "python"
 
 
-@pytest.mark.parametrize("kind", ["policy", "trigger"])
+@pytest.mark.parametrize("kind", ["policy", "trigger", "workload"])
 def test_what_new_writes_is_installed_listed_and_passes_its_test(
     pterefd: Run, tmp_path: Path, environment: Path, kind: str
 ) -> None:
@@ -205,11 +220,14 @@ def test_what_new_writes_is_installed_listed_and_passes_its_test(
     ]
     tested = ran(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", where=tmp_path / name)
     assert tested.returncode == 0, tested.stdout + tested.stderr
-    assert "2 passed" in tested.stdout
+    passed = 1 if kind == "workload" else 2
+    assert f"{passed} passed" in tested.stdout
     # its test can fail
     module = tmp_path / name / f"pterefd_{name}.py"
-    module.write_text(module.read_text().replace("-sizes[rows]", "sizes[rows]").replace(") <= self", ") < self"))
-    assert "1 failed, 1 passed" in ran(environment, "-m", "pytest", "-q", where=tmp_path / name).stdout
+    spoilt = module.read_text().replace("-sizes[rows]", "sizes[rows]").replace(") <= self", ") < self")
+    module.write_text(spoilt.replace("rng.integers(", "np.random.randint("))
+    last = ran(environment, "-m", "pytest", "-q", where=tmp_path / name).stdout.splitlines()[-1]
+    assert last.startswith("1 failed, 1 passed" if passed == 2 else "1 failed in")
 
 
 @pytest.mark.parametrize("name", ["My", "1st", "a-b", "../x", ""])
