@@ -224,7 +224,10 @@ M_AWAY = 83  # ns, summed up: how long PTE pages stayed away that were freed sho
 M_HAND = 84  # address at which reclaim goes on
 M_COMMITTED = 85  # pages of its mappings with VM_ACCOUNT
 M_REFUSED = 86  # mappings that the host refused it
-MM_COLUMNS = 88
+M_TOLD_FAULTS = 87  # M_FAULTS, M_MAJOR and M_SWAP_INS that S.g has been told of
+M_TOLD_MAJOR = 88
+M_TOLD_SWAP_INS = 89
+MM_COLUMNS = 92
 M_NEXT = 3
 KILLED = -1  # in S.pids: the OOM killer took the mm of that pid
 
@@ -286,7 +289,10 @@ G_MAX_MAP_COUNT = 93
 G_REFUSED_MAPS = 94  # mappings that were refused
 G_USER_RESERVE = 95  # pages: user_reserve_kbytes
 G_AWAY = 96  # AWAY_CLASSES columns: PTE pages made again, by how long they were away
-G_COLUMNS = 128
+G_FAULTS = 128  # of all mms, gone ones too, as last published: pgfault
+G_MAJOR = 129
+G_SWAP_INS = 130  # pswpin
+G_COLUMNS = 136
 
 # ---- S.grp[g]: what a group's mms hold, in pages; group 0 is the whole host --------------------------
 C_ANON = 0  # entries that map anonymous pages, those of large folios too

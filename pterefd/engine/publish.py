@@ -7,7 +7,20 @@ its copy has a consistent one.
 from __future__ import annotations
 
 from pterefd.engine.jit import kernel
-from pterefd.engine.layout import G_NDIRTY, M_DIRTY, MM_COLUMNS
+from pterefd.engine.layout import (
+    G_FAULTS,
+    G_MAJOR,
+    G_NDIRTY,
+    G_SWAP_INS,
+    M_DIRTY,
+    M_FAULTS,
+    M_MAJOR,
+    M_SWAP_INS,
+    M_TOLD_FAULTS,
+    M_TOLD_MAJOR,
+    M_TOLD_SWAP_INS,
+    MM_COLUMNS,
+)
 
 
 @kernel
@@ -25,6 +38,12 @@ def publish(s, seq, rows):
     seq[0] += 1
     for d in range(s.g[G_NDIRTY]):
         m = s.dirty[d]
+        s.g[G_FAULTS] += s.mm[m, M_FAULTS] - s.mm[m, M_TOLD_FAULTS]
+        s.g[G_MAJOR] += s.mm[m, M_MAJOR] - s.mm[m, M_TOLD_MAJOR]
+        s.g[G_SWAP_INS] += s.mm[m, M_SWAP_INS] - s.mm[m, M_TOLD_SWAP_INS]
+        s.mm[m, M_TOLD_FAULTS] = s.mm[m, M_FAULTS]
+        s.mm[m, M_TOLD_MAJOR] = s.mm[m, M_MAJOR]
+        s.mm[m, M_TOLD_SWAP_INS] = s.mm[m, M_SWAP_INS]
         for c in range(MM_COLUMNS):
             rows[m, c] = s.mm[m, c]
     seq[0] += 1

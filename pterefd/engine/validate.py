@@ -157,8 +157,10 @@ def validate_groups(s: State, mms: Sequence[int]) -> None:
     held = {g: _Held() for g in groups}
     rows: set[int] = set()
     counts: Counter[tuple[int, int]] = Counter()
+    tables: Counter[int] = Counter()
     for m in mms:
         g = int(s.mm[m, lo.M_GROUP])
+        tables[g] += sum(int(s.mm[m, column]) for column in (lo.M_NPTE, lo.M_NPMD, lo.M_NPUD, lo.M_UNLOCATED))
         for t in _block(s, m, lo.M_SLOTS)[1].tolist():
             for p in s.pmd[t][:512][s.pmd[t][:512] != 0].tolist():
                 _look_at(s, p, held[g], rows, counts)
@@ -186,12 +188,14 @@ def validate_groups(s: State, mms: Sequence[int]) -> None:
             "swap": sum(held[part].swap + len(held[part].slots) + objects[part][2] for part in parts),
             "file": sum(objects[part][0] for part in parts),
             "shmem": sum(objects[part][1] for part in parts),
+            "tables": sum(tables[part] for part in parts),
         }
         kept = {
             "anon": int(anon_pages(s, g)),
             "swap": int(swap_pages(s, g)),
             "file": int(s.grp[g, lo.C_FILE]),
             "shmem": int(s.grp[g, lo.C_SHMEM]),
+            "tables": int(s.grp[g, lo.C_TABLES]),
         }
         if kept != truth:
             raise ValidationError(f"group {g}: charged {kept}, recounted {truth}")

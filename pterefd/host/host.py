@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +39,7 @@ from pterefd.mm.free_ptes import (
     note_missed,
     note_walk,
 )
-from pterefd.mm.overcommit import enough_memory, refuse
+from pterefd.mm.overcommit import may_fork
 from pterefd.mm.populate import lock_all, mbind
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSURE, run_events
@@ -75,13 +74,6 @@ def kind_of_path(path: str) -> int:
         if path.startswith(prefix):
             return kind
     return -1 if path.startswith("[") else lo.OBJ_FILE
-
-
-def _events_of(row: npt.NDArray[np.int64]) -> Counter[str]:
-    """What an mm's row adds to vmstat."""
-    swap_ins = int(row[lo.M_SWAP_INS])
-    faults = int(row[lo.M_FAULTS])
-    return Counter(pgfault=faults, pgmajfault=int(row[lo.M_MAJOR]) + swap_ins, pswpin=swap_ins)
 
 
 _OWNER = ("uid", "gid", "oom_score_adj")
@@ -131,7 +123,6 @@ class Host:
         self._objects: dict[int, tuple[list[str], npt.NDArray[np.int64]]] = {}
         self.seed = seed
         self._rng = random.Random(seed)
-        self._ended: Counter[str] = Counter()  # faults and the like of mms that are gone
         self._pressure = Pressure(self, self._s, memory) if memory is not None else None
 
     # ---- running events -----------------------------------------------------------------------
@@ -195,6 +186,10 @@ class Host:
                 raise EventError(batch.first + index - 1, "access outside every mapping")
             if why == STOP_CORRECTED:
                 self.corrections += 1
+                if self._pressure is not None and self._is_short(int(batch.pid[index - 1])):
+                    why = STOP_PRESSURE
+                    self._s.g[lo.G_DONE] = 0
+                    break
             elif why == STOP_PRESSURE:
                 break
             elif index < end:
@@ -311,9 +306,10 @@ class Host:
         if parent is None:
             self._s.g[lo.G_SKIPPED] += 1
             return
-        if self._pressure is not None and not enough_memory(self._s, 0, self._s.mm[parent.mm, lo.M_COMMITTED]):
-            refuse(self._s, parent.mm)  # dup_mmap: the child does not start
-            self._s.pids[child] = lo.KILLED
+        if self._pressure is not None and not may_fork(self._s, parent.mm):
+            self._s.g[lo.G_LOST] += 1
+            self._s.g[lo.G_REFUSED_MAPS] += 1
+            self._s.pids[child] = lo.KILLED  # it does not start
             return
         mm = int(fork(self._s, parent.mm, child))
         self._appear(parent.child(child, mm, now))
@@ -369,7 +365,6 @@ class Host:
             self.on_teardown(process, counters.from_row(self._s.mm[process.mm]))
         self._publish()  # a record in the list of changes may be another mm's next
         self.ranking.set(process.pid, 0)
-        self._ended.update(_events_of(self._s.mm[process.mm]))
         exit_mm(self._s, process.mm)
 
     # ---- publication --------------------------------------------------------------------------
@@ -401,7 +396,7 @@ class Host:
         s = self._s
         if self._pressure is not None:
             settle_all(s)
-            self._pressure.arm()
+            self._pressure.rearm()
         top = int(s.g[lo.G_POOLS + lo.POOL_MM * lo.POOL_COLUMNS])
         if top > len(self._published):
             grown = np.zeros((max(top, 2 * len(self._published)), lo.MM_COLUMNS), dtype=np.int64)
@@ -552,13 +547,12 @@ class Host:
     @property
     def vmstat(self) -> dict[str, int]:
         """Counts since the start, by the kernel's names; refused_maps is pterefd's own."""
-        counts = self._ended.copy()
-        for process in self.living():
-            counts.update(_events_of(self._s.mm[process.mm]))
+        g = self._s.g
+        swap_ins = int(g[lo.G_SWAP_INS])
+        counts = {"pgfault": int(g[lo.G_FAULTS]), "pgmajfault": int(g[lo.G_MAJOR]) + swap_ins, "pswpin": swap_ins}
         if self._pressure is not None:
-            counts.update(self._pressure.vmstat)
-        counts["refused_maps"] = int(self._s.g[lo.G_REFUSED_MAPS])
-        return dict(counts)
+            counts |= self._pressure.vmstat.copy()
+        return counts | {"refused_maps": int(g[lo.G_REFUSED_MAPS])}
 
     @property
     def away_classes(self) -> list[int]:

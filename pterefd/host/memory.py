@@ -60,6 +60,10 @@ class GroupLimit:
     name: str
     limit_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit_bytes is not None and self.limit_bytes < PAGE:
+            raise BadInput(f"group {self.name!r}: a limit of {self.limit_bytes} bytes is less than a page")
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:

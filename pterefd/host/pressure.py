@@ -39,6 +39,11 @@ MAX_RECLAIM_RETRIES = 16  # rounds without progress before reclaim gives up
 SLICE = 4096  # pages that reclaim takes under the lock at a time
 HOST = 0  # the host's own record of S.grp
 
+_COUNTS = (
+    *(f"pg{what}_{who}" for what in ("steal", "scan") for who in ("kswapd", "direct")),
+    *("pswpout", "allocstall", "kswapd_wakeups", "oom_kill", "drop_pagecache"),
+)
+
 OnPressure = Callable[[Cause, str | None, int], int]  # cause, group, bytes wanted -> bytes freed
 
 
@@ -54,7 +59,9 @@ class Pressure:
         self._s = state
         self.memory = memory
         self.knobs = memory.knobs
-        self.vmstat: Counter[str] = Counter()
+        self.vmstat: Counter[str] = Counter(
+            dict.fromkeys(_COUNTS, 0)
+        )  # every key from the start: it is copied unlocked
         self.kills: list[Kill] = []
         self.panicked: str | None = None
         self._names = ["", *(group.name for group in memory.groups)]
@@ -147,6 +154,14 @@ class Pressure:
             stop = max(min(marks.low, free) - max((marks.low - marks.min) // 4, SWAP_CLUSTER_MAX), marks.min)
         self._s.grp[HOST, lo.C_STOP] = total - stop
 
+    def rearm(self) -> None:
+        """What was published may have freed memory: kswapd is awake again above low. Says nothing while it is short."""
+        if self._free() >= self.marks.low:
+            self.arm()
+        for group in range(1, len(self._names)):
+            if self._s.grp[group, lo.C_LIMIT] and self._excess(group) <= 0:
+                self._s.grp[group, lo.C_STOP] = self._s.grp[group, lo.C_LIMIT]
+
     # ---- at a mark ----------------------------------------------------------------------------
 
     def relieve(self, pid: int) -> None:
@@ -195,7 +210,9 @@ class Pressure:
             if self._ask(Cause.OOM, group, self._excess(group)) and self._excess(group) <= 0:
                 return
             if not self._out_of_memory(group, pid):
-                return  # nobody may be killed: the charge is forced
+                # nobody may be killed: the charge is forced, and tried again with the next ones
+                self._s.grp[group, lo.C_STOP] = int(used_pages(self._s, group)) + SWAP_CLUSTER_MAX
+                return
 
     def _ask(self, cause: Cause, group: int, pages: int) -> int:
         """Bytes that page-table reclaim has given."""
@@ -216,12 +233,13 @@ class Pressure:
         from_anon = self._anon_share(group, wanted)
         self._shrink_file(group, wanted - from_anon)
         self._shrink_anon(group, lo.T_LAZY, left)
-        self._shrink_anon(group, lo.T_SWAP_OUT, left)
-        if left() > 0:
-            self._swap_shmem(group, left)
+        if group == HOST or self.knobs.swappiness:  # get_scan_count: SCAN_FILE
+            self._shrink_anon(group, lo.T_SWAP_OUT, left)
+            if left() > 0:
+                self._swap_shmem(group, left)
         if left() > 0:
             self._shrink_file(group, left())
-        freed = before - int(used_pages(self._s, group))
+        freed = max(before - int(used_pages(self._s, group)), 0)  # others go on meanwhile
         self.vmstat[f"pgsteal_{who}"] += freed
         self.vmstat[f"pgscan_{who}"] += freed
         return freed
@@ -295,12 +313,12 @@ class Pressure:
         for m in self._mms(group):
             while left() > 0:
                 room = self._swap_free() if transition == lo.T_SWAP_OUT else SLICE
-                before = int(swap_pages(self._s, HOST))
                 if room <= 0:
                     return
                 with self._host.changing():
+                    before = int(swap_pages(self._s, HOST))
                     n = int(take_pages(self._s, m, transition, min(left(), room, SLICE)))
-                self.vmstat["pswpout"] += int(swap_pages(self._s, HOST)) - before
+                    self.vmstat["pswpout"] += int(swap_pages(self._s, HOST)) - before
                 if n == 0:
                     break
             if left() <= 0:
@@ -354,7 +372,7 @@ class Pressure:
         """(pid, badness) of whom to kill: select_bad_process, or who allocates. A tie takes the later task."""
         total = self.totalpages(group)
         living = {p.pid: p for p in self._host.living()}
-        if self.knobs.oom_kill_allocating_task and pid in living:
+        if group == HOST and self.knobs.oom_kill_allocating_task and pid in living:
             points = self.badness(living[pid].mm, living[pid].oom_score_adj, total)
             if points is not None:
                 return pid, points

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pterefd.engine.charge import settle
 from pterefd.engine.entries import entry_at, is_huge
+from pterefd.engine.folios import member
 from pterefd.engine.huge import split_pmd
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
@@ -18,6 +19,7 @@ from pterefd.engine.layout import (
     E_LAZY,
     E_SHMEM,
     E_STATE,
+    G_ACCOUNT,
     G_POOLS,
     M_ALIVE,
     M_E,
@@ -29,6 +31,7 @@ from pterefd.engine.layout import (
     O_KNOWN,
     O_REFS,
     OBJ_FILE,
+    P_ENT,
     PAGE_SHIFT,
     POOL_COLUMNS,
     POOL_MM,
@@ -78,7 +81,8 @@ def _reach(s, p, begin, end, transition, want):
 def take_pages(s, m, transition, want):
     """Up to `want` anonymous pages of mm m, none of locked memory: to swap (T_SWAP_OUT) or dropped (T_LAZY).
 
-    Returns how many entries were taken. What others map as well stays in memory until it is taken from them too.
+    Returns how many of its entries were taken. Others that map such a page lose it too (try_to_unmap), where it lies at
+    the same address; where mremap has moved it, it stays in memory until it is taken from them.
     """
     if not s.mm[m, M_ALIVE] or s.mm[m, M_E + E_ANON] + s.mm[m, M_E + E_HUGE] == 0:
         return 0
@@ -138,9 +142,44 @@ def _take_span(s, m, addr, end, transition, want):
         if found == 0:
             break
         change(s, m, t, i, first, behind, transition)
+        if transition == T_SWAP_OUT and s.g[G_ACCOUNT]:
+            _take_from_others(s, m, addr & ~(SPAN - 1), p, first, behind)
         n += found
         begin = behind
     return n
+
+
+@kernel
+def _take_from_others(s, m, span, p, begin, end):
+    """Small pages that entries [begin, end) of PTE page p have just given to swap leave the other mms' entries too."""
+    x = s.pte[p, P_ENT]
+    if x <= 0 or s.entfol[x] == 0:
+        return
+    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
+    for other in range(1, top):
+        if other == m or not s.mm[other, M_ALIVE] or s.mm[other, M_E + E_ANON] == 0:
+            continue
+        t = pmd_of(s, other, span)
+        i = span_index(span)
+        q = s.pmd[t, i] if t else 0
+        if q == 0 or is_huge(s, q):
+            continue
+        for j in range(begin, end):
+            v = member(s, x, j)
+            y = s.pte[q, P_ENT]
+            if y <= 0 or s.entfol[y] == 0:
+                break
+            if v < 0 and -v & 1 and member(s, y, j) == v + 1 and not _is_locked(s, other, span + (j << PAGE_SHIFT)):
+                mark_dirty(s, other)
+                change(s, other, t, i, j, j + 1, T_SWAP_OUT)
+        settle(s, other)
+
+
+@kernel
+def _is_locked(s, m, addr):
+    """Does addr's mapping have VM_LOCKED?"""
+    k = vma_at(s, m, addr)
+    return k >= 0 and s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED != 0
 
 
 # ---- objects ----------------------------------------------------------------------------------------
@@ -221,7 +260,7 @@ def mark_mapped(s, o, pages):
                     state = entry_at(s, p, page & 511) & E_STATE
                     if (state == E_FILE or state == E_SHMEM) and page + shift < len(pages):
                         pages[page + shift] = 1
-                addr = next_page(s, m, high, s.vma[v, V_END])
+                addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
 
 
 @kernel

@@ -104,6 +104,13 @@ def mapping_for(s, m, addr, end, failed, imply):
     return add_range(s, m, addr, end, VM_READ | VM_WRITE | VM_IMPLIED, addr >> 12, -1, 0, 0, False, True, True, True)
 
 
+@kernel
+def next_mapped(s, m, addr, end):
+    """Start of the first mapping above addr, which lies in none; end where there is none below it."""
+    k = vma_first(s, m, addr)
+    return min(end, s.vma[vma_record(s, m, k), V_START]) if k < vma_count(s, m) else end
+
+
 @inline
 def write_of(write):
     """The transition of an anonymous page that is written to."""
@@ -208,7 +215,7 @@ def fault_range(s, m, start, end, write, failed, imply):
     while addr < end:
         k = mapping_for(s, m, addr, end, failed, imply)
         if k < 0:
-            addr += PAGE
+            addr = next_mapped(s, m, addr, end) if s.mm[m, M_REFUSED] else addr + PAGE
             continue
         v = vma_record(s, m, k)
         piece = min(end, s.vma[v, V_END])

@@ -41,6 +41,7 @@ from pterefd.engine.layout import (
     M_SLOTS,
     M_START_BRK,
     M_THP,
+    M_UNLOCATED,
     M_VMAS,
     M_WALKS,
     P_ENT,
@@ -100,6 +101,7 @@ def exit_mm(s, m):
     for k in range(vma_count(s, m)):
         drop_vma(s, vma_record(s, m, k))
     blocks.clear(s, s.mm, m, M_VMAS)
+    s.mm[m, M_UNLOCATED] = 0
     settle(s, m)
     s.g[G_COMMITTED] -= s.mm[m, M_COMMITTED]
     s.pids[s.mm[m, M_PID]] = 0

@@ -45,6 +45,7 @@ from pterefd.engine.layout import (
     M_THP,
     M_WALKS,
     P_ENT,
+    PAGE,
     PAGE_SHIFT,
     PMD_ORDER,
     SPAN,
@@ -237,7 +238,32 @@ def forget_lock(s, m, start, end):
         p = page_of(s, m, addr)
         if is_huge(s, p):
             keep_mlocked(s, p)
+        else:
+            _keep_blocks_mlocked(s, p, max(addr, start), min((addr & ~(SPAN - 1)) + SPAN, end))
         addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, end)
+
+
+@kernel
+def _keep_blocks_mlocked(s, p, start, end):
+    """The same for folios that entries of one PTE page map: those all of whose pages [start, end) maps are mlocked.
+
+    mlock_new_folio, mlock_pte_range. One of which the call has moved a part away is so no more, as measured.
+    """
+    x = s.pte[p, P_ENT]
+    if x <= 0 or s.entfol[x] == 0:
+        return
+    for addr in range(start, end, PAGE):
+        v = member(s, x, entry_index(addr))
+        if v > 0:
+            f = v >> FROW_SHIFT
+            first = addr - ((v & FROW_PAGE) << PAGE_SHIFT)
+            pages = 1 << s.fol[f, F_ORDER]
+            n = 0
+            if start <= first and first + pages * PAGE <= end:
+                while n < pages and member(s, x, entry_index(first) + n) >> FROW_SHIFT == f:
+                    n += 1
+            if n == pages:
+                s.fol[f, F_MLOCKED] = 1
 
 
 # ---- MADV_FREE, MADV_COLD, MADV_PAGEOUT ---------------------------------------------------------------

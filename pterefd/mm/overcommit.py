@@ -19,13 +19,17 @@ from pterefd.engine.layout import (
     M_BRK,
     M_REFUSED,
     M_TOTAL_VM,
+    PAGE_SHIFT,
+    V_END,
     V_FLAGS,
+    V_START,
     VM_ACCOUNT,
+    VM_DONTCOPY,
     VM_NORESERVE,
     VM_SHARED,
     VM_WRITE,
 )
-from pterefd.mm.vma import vma_at, vma_count, vma_record
+from pterefd.mm.vma import pages_of, vma_at, vma_count, vma_first, vma_record
 
 OVERCOMMIT_GUESS = 0
 OVERCOMMIT_ALWAYS = 1
@@ -44,7 +48,7 @@ def strict_flags(s, vm):
 
 @kernel
 def enough_memory(s, m, pages):
-    """__vm_enough_memory for pages more of mm m (0: a new one)."""
+    """__vm_enough_memory for pages more of mm m."""
     mode = s.g[G_OVERCOMMIT]
     if mode == OVERCOMMIT_ALWAYS:
         return True
@@ -63,14 +67,46 @@ def refuse(s, m):
 
 
 @kernel
-def may_map(s, m, pages, vm):
-    """Does the host grant mm m a new mapping of so many pages with these VM_* flags?"""
+def may_map(s, m, start, end, vm, anonymous):
+    """Does the host grant mm m a new mapping of [start, end) with these VM_* flags? anonymous: no file shows there.
+
+    What it takes the place of is given back first (vms->nr_accounted).
+    """
     if not s.g[G_ACCOUNT]:
         return True
     if vma_count(s, m) > s.g[G_MAX_MAP_COUNT]:
         return False
-    shared = vm & (VM_SHARED | VM_NORESERVE) == VM_SHARED
-    return not (vm & VM_ACCOUNT or shared) or enough_memory(s, m, pages)
+    shmem = anonymous and vm & (VM_SHARED | VM_NORESERVE) == VM_SHARED  # shmem_acct_size
+    if not (vm & VM_ACCOUNT or shmem):
+        return True
+    return enough_memory(s, m, ((end - start) >> PAGE_SHIFT) - _accounted(s, m, start, end))
+
+
+@kernel
+def _accounted(s, m, start, end):
+    """Pages of [start, end) that count as committed by the mm."""
+    pages = 0
+    k = vma_first(s, m, start)
+    while k < vma_count(s, m) and s.vma[vma_record(s, m, k), V_START] < end:
+        v = vma_record(s, m, k)
+        if s.vma[v, V_FLAGS] & VM_ACCOUNT:
+            pages += (min(end, s.vma[v, V_END]) - max(start, s.vma[v, V_START])) >> PAGE_SHIFT
+        k += 1
+    return pages
+
+
+@kernel
+def may_fork(s, m):
+    """dup_mmap: is there memory for a copy of each mapping that counts as committed?"""
+    total = 0
+    for k in range(vma_count(s, m)):
+        v = vma_record(s, m, k)
+        if s.vma[v, V_FLAGS] & (VM_ACCOUNT | VM_DONTCOPY) == VM_ACCOUNT:
+            total += (s.vma[v, V_END] - s.vma[v, V_START]) >> PAGE_SHIFT
+            # the child's are counted one after another, the heuristic looks at each alone
+            if not enough_memory(s, m, total if s.g[G_OVERCOMMIT] == OVERCOMMIT_NEVER else pages_of(s, v)):
+                return False
+    return True
 
 
 @kernel
@@ -78,7 +114,7 @@ def may_grow_heap(s, m, addr):
     """Does the host grant the heap an end at addr?"""
     if not s.g[G_ACCOUNT] or s.mm[m, M_BRK] == 0 or addr <= s.mm[m, M_BRK]:
         return True
-    return may_map(s, m, (addr - s.mm[m, M_BRK]) >> 12, VM_WRITE | VM_ACCOUNT)
+    return may_map(s, m, s.mm[m, M_BRK], addr, VM_WRITE | VM_ACCOUNT, True)
 
 
 @kernel
@@ -87,4 +123,6 @@ def may_resize(s, m, addr, pages):
     if not s.g[G_ACCOUNT] or pages <= 0:
         return True
     k = vma_at(s, m, addr)
-    return k < 0 or may_map(s, m, pages, s.vma[vma_record(s, m, k), V_FLAGS] & VM_ACCOUNT)
+    if k >= 0 and vma_count(s, m) > s.g[G_MAX_MAP_COUNT]:
+        return False
+    return k < 0 or not s.vma[vma_record(s, m, k), V_FLAGS] & VM_ACCOUNT or enough_memory(s, m, pages)

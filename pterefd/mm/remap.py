@@ -389,6 +389,8 @@ def mremap(s, m, old, old_len, new, new_len, dontunmap):
             if k >= 0:
                 _grow(s, m, k, old, old_len, new_len)
         return
+    if new + new_len > old and old + old_len > new:
+        return  # mremap_to: EINVAL
     note_rss(s, m)
     if new_len < old_len and not dontunmap:
         munmap(s, m, new, new + new_len)

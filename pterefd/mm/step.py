@@ -25,6 +25,8 @@ from pterefd.engine.layout import (
     M_BEGUN,
     M_FAULTS,
     M_LAST_FAULT,
+    O_KIND,
+    OBJ_DEV_ZERO,
     P_ENT,
     PAGE,
     PAGE_SHIFT,
@@ -76,7 +78,7 @@ from pterefd.mm.events import (
     X_PATH,
     X_PROT,
 )
-from pterefd.mm.fault import fault_page, fault_range, mapping_for
+from pterefd.mm.fault import fault_page, fault_range, mapping_for, next_mapped
 from pterefd.mm.files import note_cache, truncate
 from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
 from pterefd.mm.overcommit import may_grow_heap, may_map, may_resize, refuse, strict_flags
@@ -106,7 +108,7 @@ def set_state(s, m, start, end, state, tables):
         if k < 0:
             k = mapping_for(s, m, addr, end, False, True)
         if k < 0:
-            addr += PAGE
+            addr = next_mapped(s, m, addr, end)
             continue
         v = vma_record(s, m, k)
         piece = min(end, s.vma[v, V_END])
@@ -352,7 +354,8 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
         if err == 0:
             x = ext[arg]
             obj = objects[x[X_PATH]] if x[X_PATH] >= 0 else 0
-            if not may_map(s, m, length >> 12, strict_flags(s, vm_flags(x[X_PROT], x[X_FLAGS]))):
+            anonymous = obj == 0 or s.obj[obj, O_KIND] == OBJ_DEV_ZERO
+            if not may_map(s, m, addr, end, strict_flags(s, vm_flags(x[X_PROT], x[X_FLAGS])), anonymous):
                 refuse(s, m)
                 return False
             mmap(s, m, addr, end, x[X_PROT], x[X_FLAGS], obj, x[X_OFFSET], x[X_FILE_SIZE])
@@ -382,6 +385,8 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
             _uncache(s, m, addr, end)
     elif o == OP_STATE:
         state = arg & (STATE_TABLES - 1)
+        if state == E_SWAP and s.g[G_ACCOUNT]:
+            state = E_ANON  # what is in swap is this host's to say
         if arg & STATE_HUGE:
             state = E_HUGE if state == E_ANON else E_HUGE_ZERO
         changed = set_state(s, m, addr, end, state, arg & STATE_TABLES != 0)

@@ -350,6 +350,16 @@ def lock_left_by_move() -> Case:
 
 
 @case
+def lock_left_by_move_of_blocks() -> Case:
+    c = Case(
+        "blocks: DONTUNMAP takes VM_LOCKED off the mapping, but its blocks stay mlocked",
+        thp="madvise,64kB=madvise,2048kB=never",
+    )
+    c.map(0, M2).advise("hugepage", 0, M2).do("mlock", 0, M1).move(40 * K4, 2 * K4, FAR, keep=True)
+    return c.advise("cold", 0, K4, anon=0, zero=0).advise("cold", 33 * K4, K4, anon=-14, zero=14)
+
+
+@case
 def remove_guards() -> Case:
     return written("huge: GUARD_REMOVE leaves huge pages").advise("guard_remove", 0, M1, tables=0, anon=0, huge=0)
 

@@ -336,6 +336,13 @@ HUGE_CHANGES = (
     ),
     Change(
         "mm.huge",
+        "                s.fol[f, F_MLOCKED] = 1",
+        "                pass",
+        about="DONTUNMAP leaves blocks mlocked",
+        shown_by="blocks: DONTUNMAP takes VM_LOCKED off the mapping, but its blocks stay mlocked",
+    ),
+    Change(
+        "mm.huge",
         "    elif not clean:\n        s.fol[f, F_LAZY] = 0",
         "    ",
         about="a lazyfree folio that was written to is lazyfree no more once it was paged out",
