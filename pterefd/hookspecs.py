@@ -157,9 +157,10 @@ class ReclaimResult:
 
 
 class Usage(NamedTuple):
-    """Memory of the host or of a group, in bytes. min, low, high: the watermarks of free, of a group 0.
+    """Memory of the host or of a group, in bytes. min, low, high: the host's watermarks of free.
 
-    limit: a group's memory.max, 0 where there is none.  All 0 on a host without accounts of memory.
+    limit: a group's memory.max, 0 where there is none; its total is that, or else the host's.  All 0 on a host without
+    accounts of memory.
     """
 
     total: int = 0

@@ -19,10 +19,10 @@ from pterefd.engine.pools import take_obj
 from pterefd.engine.publish import forget_dirty, mark_dirty, publish
 from pterefd.engine.validate import validate_folios, validate_groups, validate_mm
 from pterefd.errors import BadInput, NoSuchMm
-from pterefd.hookspecs import Kinds
+from pterefd.hookspecs import Kinds, Usage
 from pterefd.host import counters, maps
 from pterefd.host.counters import MmCounters
-from pterefd.host.memory import Kill, Memory, Usage, default_min_free_kbytes, oom_badness, oom_score
+from pterefd.host.memory import Kill, Memory, default_min_free_kbytes, oom_badness, oom_score
 from pterefd.host.pressure import OnPressure, Pressure
 from pterefd.host.process import Process
 from pterefd.host.ranking import Ranking

@@ -95,31 +95,6 @@ class Memory:
         return self.swap_bytes // PAGE
 
 
-class Usage(NamedTuple):
-    """What a host or a group holds, in bytes. limit: of a group, 0 none; min, low, high: the host's watermarks.
-
-    Of a group, total is its limit, or the host's memory where it has none.
-    """
-
-    total: int
-    free: int
-    anon: int
-    file: int
-    shmem: int
-    pgtables: int
-    swap_total: int
-    swap_free: int
-    min: int
-    low: int
-    high: int
-    limit: int
-
-    @property
-    def used(self) -> int:
-        """Memory in use."""
-        return self.anon + self.file + self.shmem + self.pgtables
-
-
 class Kill(NamedTuple):
     """One act of the OOM killer. badness: pages, as oom_badness has it; group: whose limit it was, "" the host's."""
 

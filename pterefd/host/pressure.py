@@ -17,14 +17,13 @@ import numpy as np
 from pterefd.engine import layout as lo
 from pterefd.engine.charge import NEVER, anon_pages, settle_all, swap_pages, used_pages
 from pterefd.errors import BadInput
-from pterefd.hookspecs import Cause
+from pterefd.hookspecs import Cause, Usage
 from pterefd.host.memory import (
     SWAP_CLUSTER_MAX,
     USER_RESERVE_KB,
     Kill,
     Marks,
     Memory,
-    Usage,
     commit_limit,
     host_watermarks,
     oom_badness,

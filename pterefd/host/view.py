@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pterefd.engine import layout as lo
 from pterefd.hookspecs import Kinds, Usage
+from pterefd.host.memory import OOM_SCORE_ADJ_MIN
 
 if TYPE_CHECKING:
     from pterefd.host.host import Host
@@ -28,7 +29,6 @@ COLUMNS = (
     *(lo.M_AGAIN, lo.M_E + lo.E_SWAP, *RECLAIMABLE, *KEPT, *TABLES, *RSS, *_LATER),
 )
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
-OOM_SCORE_ADJ_MIN = -1000
 
 
 def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -79,8 +79,7 @@ class Numbers:
             raise KeyError(group)
         if self._host.memory is None:
             return Usage()
-        numbers = self._host.usage(group)
-        return Usage(*(getattr(numbers, name) for name in Usage._fields))
+        return self._host.usage(group)
 
     @property
     def total(self) -> int:

@@ -52,7 +52,7 @@ from pterefd.engine.tables import entry_index, next_page, page_of, pmd_of, span_
 from pterefd.mm.auto_free import change
 from pterefd.mm.files import unmap_object
 from pterefd.mm.unmap import note_rss
-from pterefd.mm.vma import vma_at, vma_count, vma_first, vma_record
+from pterefd.mm.vma import is_locked_at, vma_at, vma_count, vma_first, vma_record
 
 
 @kernel
@@ -169,17 +169,10 @@ def _take_from_others(s, m, span, p, begin, end):
             y = s.pte[q, P_ENT]
             if y <= 0 or s.entfol[y] == 0:
                 break
-            if v < 0 and -v & 1 and member(s, y, j) == v + 1 and not _is_locked(s, other, span + (j << PAGE_SHIFT)):
+            if v < 0 and -v & 1 and member(s, y, j) == v + 1 and not is_locked_at(s, other, span + (j << PAGE_SHIFT)):
                 mark_dirty(s, other)
                 change(s, other, t, i, j, j + 1, T_SWAP_OUT)
         settle(s, other)
-
-
-@kernel
-def _is_locked(s, m, addr):
-    """Does addr's mapping have VM_LOCKED?"""
-    k = vma_at(s, m, addr)
-    return k >= 0 and s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED != 0
 
 
 # ---- objects ----------------------------------------------------------------------------------------

@@ -39,7 +39,6 @@ from pterefd.engine.layout import (
     FROW_PAGE,
     FROW_SHIFT,
     M_FAULTS,
-    M_LOCKED_VM,
     M_MOVED,
     M_PROFILE,
     M_THP,
@@ -62,7 +61,6 @@ from pterefd.engine.layout import (
     V_START,
     VM_HUGEPAGE,
     VM_HUGETLB,
-    VM_LOCKED,
     VM_NOHUGEPAGE,
     VM_PFNMAP,
     VM_SPECIAL,
@@ -70,7 +68,7 @@ from pterefd.engine.layout import (
 from pterefd.engine.tables import entry_index, make_pmd, next_page, page_of, pmd_of, span_index
 from pterefd.mm.auto_free import change
 from pterefd.mm.profile import PF_COLLAPSE, PF_SPLIT_ZERO
-from pterefd.mm.vma import prepare_anon, vma_at, vma_record
+from pterefd.mm.vma import is_locked_at, prepare_anon, vma_record
 
 # How an access goes: the `write` of faults.
 ACCESS_READ = 0
@@ -203,17 +201,8 @@ def _split_in_span(s, m, span, f, keep):
             continue
         clear_member(s, x, j)
         unmap_folio(s, f, m, 1, 1)
-        if s.ent[x, j] & E_BLANK and not keep and not _is_locked(s, m, span + (j << PAGE_SHIFT)):
+        if s.ent[x, j] & E_BLANK and not keep and not is_locked_at(s, m, span + (j << PAGE_SHIFT)):
             set_entry(s, m, t, i, p, j, E_ZERO)
-
-
-@kernel
-def _is_locked(s, m, addr):
-    """Does addr's mapping have VM_LOCKED?"""
-    if s.mm[m, M_LOCKED_VM] == 0:
-        return False
-    k = vma_at(s, m, addr)
-    return k >= 0 and s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED != 0
 
 
 @kernel

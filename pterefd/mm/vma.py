@@ -84,6 +84,15 @@ def vma_at(s, m, addr):
     return -1
 
 
+@kernel
+def is_locked_at(s, m, addr):
+    """Does addr's mapping have VM_LOCKED?"""
+    if s.mm[m, M_LOCKED_VM] == 0:
+        return False
+    k = vma_at(s, m, addr)
+    return k >= 0 and s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED != 0
+
+
 # ---- accounting -------------------------------------------------------------------------------
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pterefd import log
 from pterefd.engine.layout import PAGE
-from pterefd.errors import NoSuchMm, PterefdError
+from pterefd.errors import PterefdError
 from pterefd.host.counters import MmCounters
 from pterefd.host.host import Host
 from pterefd.host.memory import Memory
@@ -242,8 +241,7 @@ def run(setting: Setting, combination: Combination) -> Result:
 
     def asked(pid: int) -> None:
         one.look()
-        with suppress(NoSuchMm):  # it was killed before the recording wrote its pid
-            reclaimer.free_ptes(pid)
+        reclaimer.free_ptes(pid)
 
     one.host.on_pressure = pressed
     mix = Mix(
