@@ -196,7 +196,7 @@ HUGE_CHANGES = (
     ),
     Change(
         "mm.huge",
-        "and not _is_locked(s, m, span + (j << PAGE_SHIFT))",
+        "and not is_locked_at(s, m, span + (j << PAGE_SHIFT))",
         "",
         about="a split in locked memory leaves zero-filled pages",
         shown_by="huge: a split leaves zero-filled pages in the locked half",

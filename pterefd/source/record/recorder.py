@@ -31,6 +31,7 @@ from pterefd.source.writer import TraceWriter
 EXIT_RECORDER = 125  # the recorder itself failed, as env(1) has it
 DEFAULT_EVERY_S = 0.2
 
+_LOOK_S = 0.1  # how soon at the latest a signal to the recorder is seen
 _SIGNALS_RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them; the command must not inherit that
 
 
@@ -275,7 +276,8 @@ class _Run:
 
         thread = threading.Thread(target=body, name="tracer")
         thread.start()
-        thread.join()
+        while thread.is_alive():  # with a timeout: a signal that another thread took does not end this thread's wait
+            thread.join(_LOOK_S)
         if self._failure is not None:
             if isinstance(self._failure, OSError) and not isinstance(self._failure, PterefdError):
                 raise perf.RecorderError(f"recording failed: {self._failure}") from self._failure

@@ -124,12 +124,16 @@ def test_ctrl_c_detaches(script: Path, busy: subprocess.Popen[str], tmp_path: Pa
         [script, "record", "-o", recording.path, "-p", str(busy.pid)], stderr=subprocess.PIPE, text=True
     )
     assert run.stderr is not None
-    while "stood still" not in run.stderr.readline():
-        assert run.poll() is None
-    time.sleep(0.2)
-    run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=30) == 0
-    run.stderr.close()
+    try:
+        while "stood still" not in run.stderr.readline():
+            assert run.poll() is None
+        time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=60) == 0
+    finally:
+        run.kill()
+        run.wait()
+        run.stderr.close()
     assert busy.poll() is None
     assert recording.check("VmPTE").differ == 0
 
