@@ -84,7 +84,9 @@ class Daemon:
             Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed)
             for number, source in enumerate(sources)
         ]
-        self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
+        self.collector = HostCollector(
+            self.host, self.reclaimer, self.replays, max_mms=settings.metrics.max_mms, version=__version__
+        )
         self.reclaimer.on_result(self.collector.observe)
         self.host.on_kill = self._killed
         self.metrics = self._metrics()
