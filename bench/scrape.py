@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.mount_latency import daemon, wait_for
+from bench.mount_latency import daemon
 
 TEXT = "text/plain"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"  # what Prometheus asks for
@@ -66,11 +66,9 @@ def host(mms: int, max_mms: int) -> Iterator[tuple[str, Path]]:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as directory:
         mount = Path(directory, "mnt")
-        mount.mkdir()
         config = Path(directory, "pterefd.toml")
         config.write_text(CONFIG.format(children=mms - 1, max_mms=max_mms))
         with daemon(mount, "-c", str(config), "--metrics-address", address):
-            wait_for(mount / "1")
             url = f"http://{address}/metrics"
             while value(scrape(url)[1], "pterefd_host_mms") < mms:
                 time.sleep(0.2)

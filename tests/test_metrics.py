@@ -241,6 +241,19 @@ def test_a_scrape_is_of_one_moment(tmp_path: Path) -> None:
     assert grown > 20, scrapes
 
 
+def test_a_scrape_does_not_wait_for_who_has_the_lock(here: House) -> None:
+    """As a batch has it, for a slice at a time, or a long write."""
+    registry, scraped = registry_of(here), threading.Event()
+
+    def scrape() -> None:
+        generate_latest(registry)
+        scraped.set()
+
+    with here.host.lock:
+        threading.Thread(target=scrape, daemon=True).start()
+        assert scraped.wait(60)
+
+
 # -- the bound on series -----------------------------------------------------------------------------
 
 

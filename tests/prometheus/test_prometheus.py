@@ -10,11 +10,14 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.house import spans, write_trace
 from tests.prometheus.running import (
     ROOT,
     Prometheus,
@@ -240,3 +243,22 @@ def test_what_prometheus_adds_up_is_what_the_host_says(server: Prometheus) -> No
     (series,) = server.query_range(both, now - 30, now, 1)
     assert len(series["values"]) > 15
     assert {value for _, value in series["values"]} == {"0"}
+
+
+def test_the_configuration_bounds_the_series(tmp_path: Path) -> None:
+    """[metrics] max_mms: the mm with most to free for itself, the others as one."""
+    events = [
+        *spans(1, full=1, zero=0, empty=1),
+        *spans(2, full=0, zero=0, empty=3),
+        *spans(3, full=0, zero=2, empty=0),
+    ]
+    trace = write_trace(tmp_path / "trace.jsonl", [*events, {"op": "exit", "pid": 1}])
+    address = free_address()
+    settings = f"metrics.max_mms = 1\nreplay.traces = ['{trace}']\nreplay.speed = 'max'\n"
+    with daemon(settings, tmp_path / "daemon", address):
+        state = tmp_path / "daemon/mnt/sys/pterefd/replay/state"
+        until(lambda: state.read_text() == "held\n", state.read_text)
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as response:
+            text = response.read().decode()
+    found = re.findall(r'pterefd_mm_reclaimable_pt_bytes{.*kind="(?:empty|zero)",pid="(\w+)"} (\S+)', text)
+    assert [(pid, float(value)) for pid, value in found] == [("2", 12288), ("other", 4096), ("2", 0), ("other", 8192)]
