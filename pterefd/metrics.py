@@ -133,7 +133,7 @@ class HostCollector(Collector):
         kind = self._host.kind
         snapshot = self._host.snapshot()
         yield InfoMetricFamily("pterefd_build", "The daemon that runs.", {"version": self._version, "host_kind": kind})
-        yield _gauge("pterefd_host_mms", "Mms on the host.", (), kind, {(): len(snapshot.comms)})
+        yield _gauge("pterefd_host_mms", "Mms on the host.", (), kind, {(): snapshot.mms})
         yield from self._mms(snapshot, kind)
         yield from self._memory(snapshot, kind)
         yield from self._reclaims(kind)
@@ -143,7 +143,7 @@ class HostCollector(Collector):
     def _mms(self, snapshot: Snapshot, host_kind: str) -> Iterator[Metric]:
         view = snapshot.view
         own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self._max_mms)
-        labels = [[str(pid), snapshot.comms[pid], host_kind] for pid in view.pid[own].tolist()]
+        labels = [[str(pid), snapshot.comm(pid), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])
         for gauge in MM_GAUGES:

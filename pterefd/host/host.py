@@ -85,11 +85,16 @@ _OWNER = ("uid", "gid", "oom_score_adj")
 
 
 class Snapshot(NamedTuple):
-    """A host at one moment. comms: by pid.  usages: by group, the host's as ""; empty where nothing is accounted."""
+    """A host at one moment. mms: how many.  usages: by group, the host's as ""; empty where nothing is accounted."""
 
     view: HostView
-    comms: dict[int, str]
+    mms: int
+    processes: dict[int, Process]
     usages: dict[str, Usage]
+
+    def comm(self, pid: int) -> str:
+        """The name of the mm's process."""
+        return self.processes[pid].comm
 
 
 class EventError(BadInput):
@@ -480,14 +485,12 @@ class Host:
             return self._snapshot()
 
     def _snapshot(self) -> Snapshot:
-        groups, view, living = self._published_groups, self.view(), self._processes.copy()
-        pids = view.pid.tolist()
+        groups, view, processes = self._published_groups, self.view(), self._processes.copy()
         usages: dict[str, Usage] = {}
         if self._pressure is not None:
             then = replace(self._s, grp=groups)
             usages = {name: self._pressure.usage(name, then) for name in ("", *self._pressure.groups)}
-        comms = {pid: living[pid].comm if pid in living else "" for pid in pids}
-        return Snapshot(view, comms, usages)
+        return Snapshot(view, len(view.pid), processes, usages)
 
     def group_of(self, pid: int) -> str:
         """The mm's group; "" for none, and where there is no such mm."""
