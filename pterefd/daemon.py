@@ -106,7 +106,7 @@ class Daemon:
         return MetricsServer(address, registry, lambda: self._ready) if address is not None else None
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
-        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info)
+        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, note=self.log.info)
         return Mount(
             proc_tree(faces),
             mountpoint.absolute(self.settings.daemon.mount),
