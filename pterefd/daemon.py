@@ -84,7 +84,9 @@ class Daemon:
             Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed)
             for number, source in enumerate(sources)
         ]
-        self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
+        self.collector = HostCollector(
+            self.host, self.reclaimer, self.replays, max_mms=settings.metrics.max_mms, version=__version__
+        )
         self.reclaimer.on_result(self.collector.observe)
         self.host.on_kill = self._killed
         self.metrics = self._metrics()
@@ -104,7 +106,7 @@ class Daemon:
         return MetricsServer(address, registry, lambda: self._ready) if address is not None else None
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
-        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info)
+        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, note=self.log.info)
         return Mount(
             proc_tree(faces),
             mountpoint.absolute(self.settings.daemon.mount),

@@ -39,6 +39,8 @@ essential procps        clients_of_the_mount         have_program sysctl
 essential redis-server  recordings                   have_program redis-server
 essential redis-tools   recordings                   have_program redis-cli
 essential libjemalloc2  recordings                   have_library libjemalloc.so.2
+essential prometheus    rules_and_dashboards_run     have_program prometheus
+essential prometheus-node-exporter rules_and_dashboards_run have_program prometheus-node-exporter
 LIST
     ;;
     programs) cat <<'LIST'

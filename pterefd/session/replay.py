@@ -53,6 +53,7 @@ class Replay:
         self._has_first = False
         self._anchor = (clock(), 0)  # wall seconds, trace ns: where the present speed began
         self._now = 0  # ns of the trace's time that have been run
+        self._beat: float | None = None  # when it last got on, or saw that nothing is due
         self._next_tick = 0
         self._reclaimer = reclaimer
         self._feed = Feed(source, host, on_free_ptes=reclaimer.free_ptes)
@@ -74,6 +75,17 @@ class Replay:
         """Factor of real time, None for max."""
         return self._speed
 
+    @property
+    def time_ns(self) -> int:
+        """The trace's time that has been run."""
+        return self._now
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Since it last ran events or saw that none is due; up to about a second is usual. 0 unless it is running."""
+        beat = self._beat
+        return 0.0 if beat is None or self._state != RUNNING else max(self._clock() - beat, 0.0)
+
     def pause(self) -> None:
         """Stop before the next event; nothing where it is held or has ended."""
         with self._changed:
@@ -85,6 +97,7 @@ class Replay:
         """Go on after a pause, or past the hold."""
         with self._changed:
             if self._state in (PAUSED, HELD):
+                self._beat = self._clock()
                 self._state = RUNNING
                 self._anchor = (self._clock(), self._now)
                 self._changed.notify_all()
@@ -107,7 +120,8 @@ class Replay:
     def run(self) -> None:
         """Replay to the end or to stop(). PterefdError where the trace turns out to be bad."""
         with self._changed:
-            self._anchor = (self._clock(), 0)
+            self._beat = self._clock()
+            self._anchor = (self._beat, 0)
         for batch in self._source.batches():
             if not self._batch(batch):
                 return
@@ -122,6 +136,7 @@ class Replay:
         while index < n:
             if not self._wait_running():
                 return False
+            self._beat = self._clock()
             if stops and index == stops[0]:
                 stops.pop(0)
                 self._hold()
