@@ -163,6 +163,14 @@ def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
     return Loaded(path, scenario, expectations, frozenset(_plain(setting) for setting in settings))
 
 
+def inputs(loaded: Loaded, costs: Path | None = None) -> list[Path]:
+    """Files that are read for a comparison: none of its outputs may take the place of one."""
+    scenario = loaded.scenario
+    traces = [mm.trace for mm in scenario.mm if mm.trace is not None]
+    given = [loaded.path, *([costs] if costs is not None else []), *traces]
+    return [*given, *plugin_files(scenario.plugins.directories)]
+
+
 def _plain(setting: str) -> str:
     """Without white space: `a.b = 2x` and `a.b=2x` are the same."""
     return "".join(setting.split())
