@@ -166,10 +166,11 @@ class GroupTable(_Section):
 
 
 class ReplaySection(_Section):
-    """[replay]. speed: factor of real time, None for max."""
+    """[replay]. speed: factor of real time, None for max.  hold: each source before its pid 1 exits."""
 
     traces: tuple[Path, ...] = ()
     speed: Speed = 1.0
+    hold: StrictBool = True
 
 
 class MmSection(_Section):

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ from pterefd.procfs.root import proc_tree
 from pterefd.procfs.sys_pterefd import shown_speed
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.session.conductor import Conductor
 from pterefd.session.machine import memory_of
 from pterefd.session.replay import Replay
 from pterefd.session.sources import open_sources
@@ -81,18 +81,16 @@ class Daemon:
                 failures=settings.plugins.failures,
             )
         self.replays = [
-            Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed)
+            Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed, hold=settings.replay.hold)
             for number, source in enumerate(sources)
         ]
+        self.conductor = Conductor(self.replays, self.host, self.reclaimer)
         self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
         self.reclaimer.on_result(self.collector.observe)
         self.host.on_kill = self._killed
         self.metrics = self._metrics()
         self.mount = self._mount(binding, profile.name)
-        self._threads = [
-            threading.Thread(target=self._replay, args=(replay,), name=f"replay-{replay.number}", daemon=True)
-            for replay in self.replays
-        ]
+        self._thread = threading.Thread(target=self._replay, name="replay", daemon=True)
         self._ready = False
         self._panicked = False
         self._changing: dict[Path, tuple[int, int]] = {}  # plugin files as they were at the last look
@@ -125,18 +123,14 @@ class Daemon:
         if self.metrics is not None:
             self.metrics.start()
         warm()  # before there is anything to wait for: a kernel is loaded under the host's lock
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """End the replays, unmount, free the port. May be called at any time, also after a failed start."""
         self._ready = False
-        for replay in self.replays:
-            replay.stop()
-        deadline = time.monotonic() + REPLAY_STOP_SECONDS
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        self.conductor.stop()
+        if self._thread.is_alive():
+            self._thread.join(REPLAY_STOP_SECONDS)
         if self.mount.mounted and not self.mount.stop():
             self.log.warning("somebody was still inside the mount; it is detached", mount=self.mount.point)
         if self.metrics is not None:
@@ -145,9 +139,9 @@ class Daemon:
     def _killed(self, kill: Kill) -> None:
         self.log.warning("oom-kill", **kill._asdict())
 
-    def _replay(self, replay: Replay) -> None:
+    def _replay(self) -> None:
         try:
-            replay.run()
+            self.conductor.run()
         except BaseException as e:
             self.failure = e
 

@@ -138,7 +138,7 @@ def refused(script: Path, directory: Path, *args: str | Path, text: str = "") ->
 
 
 def test_recordings_and_workloads_share_the_host(start: Start, tmp_path: Path, traces: list[Path]) -> None:
-    """[[mm]] tables, each copy a replay of its own; a workload says how many events it has once it has ended."""
+    """[[mm]] tables, each copy a replay of its own; a workload says how many events it has once they are made."""
     text = """
         [[mm]]
         workload = "hungry"
@@ -162,7 +162,7 @@ def test_recordings_and_workloads_share_the_host(start: Start, tmp_path: Path, t
     pids = sorted(int(entry) for entry in os.listdir(one.mount) if entry.isdigit())
     assert pids == [1, 2, 101, 107, 108]
     assert one.read("108/comm") == "ydb-server\n"
-    assert one.read("sys/pterefd/replay/0/position") == "11/?\n"
+    assert one.read("sys/pterefd/replay/0/position") == "11/12\n"
     (one.mount / "sys/pterefd/replay/0/state").write_text("resume")
     while one.read("sys/pterefd/replay/0/state") != "ended\n":
         assert time.monotonic() < deadline
@@ -316,6 +316,55 @@ def test_a_host_that_is_short_of_memory_kills_and_says_so(start: Start, mnt: Pat
     killed = next(line for line in lines if line["event"] == "oom-kill")
     assert (killed["pid"], killed["comm"], killed["group"]) == (1, "redis-server", "")
     assert killed["freed_bytes"] >= 3 << 20
+
+
+def test_the_kill_of_the_page_about_memory(start: Start, root: Path) -> None:
+    """docs/memory.md: its configuration gives the log line and the metric that it shows."""
+    text = (root / "docs" / "memory.md").read_text()
+    (settings,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (shown,) = re.findall(r"```text\n(\[warning .*?)```", text, re.DOTALL)
+    one = start(text=settings)
+    until(lambda: "oom-kill" in one.err())
+    (logged,) = [line for line in one.err().splitlines() if "oom-kill" in line]
+    *line, name, number = shown.split()
+    assert logged.split()[1:] == line  # behind the time of day
+    assert f"{name} {number}" in urllib.request.urlopen(one.metrics, timeout=10).read().decode()
+
+
+CROWD = """
+[host]
+memory = "96MiB"
+swap = "4MiB"
+
+[[mm]]
+workload = "hungry"
+parameters = { size_mib = 64, rate_mib = 128, hold_s = 0.2, rest_s = 0.1 }
+oom_score_adj = 300
+
+[[mm]]
+workload = "jemalloc"
+parameters = { arenas = 2, peak_mib = 24, cycles = 2, busy_ms = 400, rest_ms = 200 }
+copies = 3
+seed = 7
+"""
+
+
+@pytest.mark.parametrize("speed", ["max", 1.0])
+def test_the_same_are_killed_as_in_a_comparison_whatever_the_machine_does(
+    start: Start, script: Path, tmp_path: Path, speed: str | float
+) -> None:
+    """Workloads that are made while they run, short of memory: as `compare` has it, which knows no clock."""
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(f"scenario.title = 'crowd'\n{CROWD}\n[compare]\ntriggers = ['none']\n")
+    compared = subprocess.run([str(script), "compare", scenario, "--json"], capture_output=True, text=True, check=True)
+    (run,) = json.loads(compared.stdout)["runs"]
+    expected = [(killed["time_ns"], killed["pid"], killed["comm"]) for killed in run["killed"]]
+    assert len(expected) >= 3
+    one = start("--speed", str(speed), text=f"daemon.log_format = 'json'\nreplay.hold = false\n{CROWD}")
+    replays = one.mount / "sys/pterefd/replay"
+    until(lambda: all((replays / f"{n}/state").read_text() == "ended\n" for n in range(4)))
+    lines = [json.loads(line) for line in one.err().splitlines()]
+    assert [(line["time_ns"], line["pid"], line["comm"]) for line in lines if line["event"] == "oom-kill"] == expected
 
 
 def test_the_log_says_who_wrote_what(start: Start, mnt: Path) -> None:

@@ -18,6 +18,7 @@ from pterefd.source.rules import BadEvent
 from pterefd.source.source import BATCH_EVENTS, Source
 from pterefd.source.trace import Piece
 
+FIRST_EVENTS = 8 * 1024  # in the first batch, at least; twice as many in each further one: a clock waits for the first
 MOST_WAITING = 4 << 20  # events between two yields, 48 bytes each
 
 
@@ -71,9 +72,11 @@ class WorkloadSource(Source):
         """Yield the events in order. BadInput names the workload and the event that it failed at."""
         workload, builder = self._make(), Builder(self._highest)
         steps = self._begin(workload, builder)
+        least = FIRST_EVENTS
         while self._step(steps, builder):
-            while builder.waiting >= BATCH_EVENTS:
+            while builder.waiting >= least:
                 yield builder.take(BATCH_EVENTS)
+                least = min(2 * least, BATCH_EVENTS)
         while builder.waiting:
             yield builder.take(BATCH_EVENTS)
         self._events = builder.emitted
