@@ -7,6 +7,7 @@ mount point. Parts are started from the inside out and stopped the other way rou
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -34,7 +35,7 @@ from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
 from pterefd.session.conductor import Conductor
 from pterefd.session.machine import memory_of
-from pterefd.session.replay import Replay
+from pterefd.session.replay import FIRST_PID, Replay
 from pterefd.session.sources import open_sources
 from pterefd.source.source import Source
 from pterefd.statusline import Status, StatusLine
@@ -181,17 +182,27 @@ class Daemon:
 
     def hints(self) -> str:
         """What to try, for a person who has just started it."""
-        mount = os.path.relpath(self.mount.point)
-        mount = self.mount.point if mount.startswith("..") else mount
-        lines = [
-            f"mounted at {mount}; try, in another shell:",
-            f"    cat {mount}/1/reclaimable_pt_bytes        # bytes of page tables that could be freed now",
-            f"    echo 1 > {mount}/sys/vm/free_ptes         # free them",
-            f"    grep VmPTE {mount}/1/status",
-        ]
+        mount = _near(self.mount.point)
+        lines = [f"mounted at {mount}" + ("; try, in another shell:" if self.replays else "")]
+        if self.replays:
+            pid = FIRST_PID + self.replays[0].source.pid_base
+            lines += [
+                f"    cat {mount}/{pid}/reclaimable_pt_bytes        # bytes of page tables that could be freed now",
+                f"    echo {pid} > {mount}/sys/vm/free_ptes         # free them",
+                f"    grep VmPTE {mount}/{pid}/status",
+            ]
+        activate = Path(sys.prefix, "bin", "activate")
+        if shutil.which("pterefd") is None and activate.is_file():
+            lines.append(f"    . {_near(activate)}                   # then `pterefd` is a command: pterefd --help")
         if self.metrics is not None:
             lines.append(f"metrics: http://{shown_address(self.metrics.address)}/metrics")
         return "\n".join(lines) + "\n"
+
+
+def _near(path: str | Path) -> str:
+    """As it is written from the working directory, where it lies below that."""
+    near = os.path.relpath(path)
+    return str(path) if near.startswith("..") else near
 
 
 @contextmanager
@@ -234,6 +245,8 @@ def run(
             daemon.start()
             print(daemon.hints(), end="", file=sys.stdout if out is None else out, flush=True)
             logger.info("started", mount=daemon.mount.point, profile=settings.host.profile, traces=len(daemon.replays))
+            if not daemon.replays:
+                logger.warning("nothing to run: no [[mm]], no traces", config=settings.where("mm"))
             if started is not None:
                 started(daemon)
             while not stopping.wait(TICK_SECONDS):

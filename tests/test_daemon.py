@@ -39,6 +39,7 @@ class Running:
         self.mount = mount
         self.log = log
         self.metrics = ""
+        self.hints: list[str] = []
 
     def state(self) -> str:
         return (self.mount / "sys/pterefd/replay/state").read_text().strip()
@@ -98,7 +99,7 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
         settings = tmp_path / "pterefd.toml"
         settings.write_text(f"daemon.mount = '{mnt}'\nmetrics.address = '127.0.0.1:0'\nreplay.speed = 'max'\n{text}\n")
         log = tmp_path / f"log{len(running)}"
-        traces = [] if "[[mm]]" in text else ["--trace", str(path)]
+        traces = [] if "[[mm]]" in text or events == [] else ["--trace", str(path)]
         command = [str(script), "run", "-c", str(settings), *traces, *map(str, args)]
         with log.open("w") as err:
             process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True)
@@ -110,6 +111,7 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
             lines.append(line)
             if line.startswith("metrics: "):
                 one.metrics = line.split()[1]
+                one.hints = lines
                 return one
         raise AssertionError((lines, process.wait(10), one.err()))
 
@@ -223,6 +225,31 @@ def test_what_a_new_user_does(start: Start, traces: list[Path], mnt: Path) -> No
     code, log = one.end()
     acts = [line.split("]")[1].split()[0] for line in log.splitlines()]
     assert (code, acts) == (0, ["started", "reclaimed", "stopped"])
+
+
+def test_what_it_says_to_try_can_be_tried(
+    start: Start, script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By pids that there are; and where `pterefd` is no command, how it becomes one."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    one = start(text="[[mm]]\nworkload = 'hungry'\nparameters = { size_mib = 4 }\npid_base = 40")
+    one.wait_for("held")
+    assert [line for line in one.hints if "/1/" in line] == []
+    for line in one.hints[1:-1]:
+        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), line
+    activate = one.hints[-2].split("#")[0]
+    found = subprocess.run(["sh", "-c", f"{activate}; command -v pterefd"], capture_output=True, text=True)
+    assert found.stdout == f"{script}\n"
+    assert "nothing to run" not in one.err()
+
+
+def test_a_configuration_that_runs_nothing_says_so(start: Start, tmp_path: Path) -> None:
+    one = start(events=[])
+    assert [line.split(" at ")[0] for line in one.hints if "mnt" in line] == ["mounted"]
+    until(lambda: "nothing to run" in one.err())
+    (line,) = [line for line in one.err().splitlines() if "nothing to run" in line]
+    assert line.endswith(f"nothing to run: no [[mm]], no traces config={tmp_path / 'pterefd.toml'}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
