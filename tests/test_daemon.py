@@ -521,6 +521,10 @@ def test_a_write_takes_up_what_is_new_and_takes_back_what_was_put_aside(
     plugin(folder, "worse", "1/0")
     with pytest.raises(OSError, match="Invalid argument"):
         (reclaim / "reload").write_text("1")
+    with pytest.raises(OSError, match="Invalid argument"):  # as long as it lies there
+        (reclaim / "reload").write_text("1")
+    (folder / "worse.py").unlink()
+    (reclaim / "reload").write_text("1")
     (mnt / "sys/vm/free_ptes").write_text("1")
     assert one.read("1/reclaimable_pt_bytes") == f"{6 * 4096}\n"
     assert one.end()[0] == 0
