@@ -62,7 +62,7 @@ class Daemon:
         plugins = Plugins()
         with _named(settings, "plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
-        sources = open_sources(settings.mms, plugins.workloads, f"{settings.where('mm')}: mm: ")
+        sources = open_sources(settings.mms, plugins.workloads, settings.where_mm)
         with _named(settings, "host.profile"):
             profile = _profile(settings.host.profile, sources)
         with _named(settings, "host"):
@@ -100,7 +100,12 @@ class Daemon:
         registry = CollectorRegistry()
         registry.register(self.collector)
         address = self.settings.metrics.address
-        return MetricsServer(address, registry, lambda: self._ready) if address is not None else None
+        if address is None:
+            return None
+        try:
+            return MetricsServer(address, registry, lambda: self._ready)
+        except Missing as error:
+            raise Missing(f"{error} (--metrics-address names another, or off)") from error
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
         faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info)

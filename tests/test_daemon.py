@@ -184,10 +184,25 @@ def test_workloads_on_the_command_line_stand_in_place_of_what_the_file_has(start
 @pytest.mark.parametrize(
     ("arguments", "text", "reason"),
     [
-        (("--workload", "none"), "", "command line: mm: there is no workload 'none'; there are: balloon_kdump, "),
-        (("--workload", "hungry,size=1"), "", "command line: mm: workload hungry: size: there is no such parameter"),
+        (("--workload", "none"), "", "pterefd: there is no workload 'none'; there are: balloon_kdump, "),
+        (
+            ("--workload", "hungry,size=1"),
+            "",
+            "pterefd: workload hungry: size: there is no such parameter; there are: size_mib",
+        ),
         (("--workload", "hungry,size"), "", "'size' is not KEY=VALUE"),
-        ((), "[[mm]]\nworkload = 'hungry'\nparameters = { cycles = 0 }", "refused.toml: mm: workload hungry: cycles: "),
+        (
+            (),
+            "[[mm]]\nworkload = 'hungry'\nparameters = { cycles = 0 }",
+            "refused.toml: mm.0.workload: workload hungry: ",
+        ),
+        (
+            (),
+            "[[mm]]\nworkload = 'hungry'\n[[mm]]\nworkload = 'x'",
+            "refused.toml: mm.1.workload: there is no workload",
+        ),
+        ((), "[[mm]]\ntrace = 'nope.parquet'", "refused.toml: mm.0.trace: "),
+        ((), "replay.traces = ['nope.parquet']", "refused.toml: replay.traces.0: "),
         ((), "[[mm]]\nworkload = 'hungry'\n" * 2 + "pid_base = 0", "refused.toml: mm: hungry: pids 1..1 are partly "),
     ],
 )
@@ -566,7 +581,8 @@ def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         code, line = refused(script, tmp_path, "--mount", mnt, "--metrics-address", address)
-    assert (code, line) == (EXIT_MISSING, f"pterefd: metrics: {address}: Address already in use")
+    other = "--metrics-address names another, or off"
+    assert (code, line) == (EXIT_MISSING, f"pterefd: metrics: {address}: Address already in use ({other})")
 
 
 @pytest.mark.parametrize(
@@ -581,7 +597,7 @@ def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
         ("plugins.deadline = '0s'", "plugins.deadline: should be a duration from 1ms to a day"),
         ("plugins.directories = ['nowhere']", "nowhere: no such plugin directory"),
         ("host.swap = '1GiB'", "host.swap: swap needs host.memory"),
-        ("host.memory = 4096", "host memory of 4096 bytes: less than 1 MiB"),
+        ("host.memory = 4096", "host.memory: 4096 is less than 1MiB, the least"),
         ("host.memory = '1 GiBi'", "host.memory: '1 GiBi': unknown unit"),
         ("[[group]]\nname = 'web'", "group: groups need host.memory"),
         ("[[mm]]\nworkload = 'hungry'\ngroup = 'web'", "mm.0.group: no [[group]] is named 'web'; there are: none"),

@@ -96,7 +96,8 @@ def command(
         click.echo(RENDERERS[form](comparison), nl=False)
     failed = [held for held in comparison.held if not held.holds]
     for held in failed:
-        print(f"pterefd: {scenario}: run {held.run}: {held.text} does not hold", file=sys.stderr)
+        why = f"expect: {held.text}: about no run" if held.run is None else f"run {held.run}: {held.text} does not hold"
+        print(f"pterefd: {scenario}: {why}", file=sys.stderr)
     return EXIT_DIFFERS if failed else EXIT_DONE
 
 

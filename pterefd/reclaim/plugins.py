@@ -24,6 +24,7 @@ import pluggy
 from pydantic import ValidationError
 
 from pterefd import hookspecs, log
+from pterefd.config import said
 from pterefd.errors import BadInput
 from pterefd.hookspecs import API_VERSION, PROJECT, Policy, Trigger, Tunables, Workload
 from pterefd.reclaim.guard import Abandoned, plain
@@ -232,7 +233,10 @@ class Plugins:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise BadInput(f"{name}: {where}: {' '.join(first['msg'].split())}") from error
+            reason = said(first)
+            if first["type"] == "extra_forbidden":
+                reason = f"no such tunable; there are: {', '.join(cls.Tunables.model_fields) or 'none'}"
+            raise BadInput(f"{name}: {where}: {reason}") from error
         except Exception as error:
             raise BadInput(f"{name}: its tunables cannot be made: {plain(error)}") from error
         with _strict(name, "cannot be made"):
