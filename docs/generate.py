@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from pterefd.host.host import Host
 from pterefd.host.memory import GroupLimit, Memory
 from pterefd.metrics import HostCollector
 from pterefd.mm.profile import OPTIONS, PROFILES, Profile, named
+from pterefd.procfs.faces import Faces
 from pterefd.procfs.root import ROOT
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
 from pterefd.reclaim.plugins import Plugins
@@ -79,10 +81,28 @@ def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{path}{entry.label}", "0644", entry.help
 
 
+@cache
+def _hosts() -> tuple[Faces, Faces]:
+    """Without memory of its own, and with it."""
+    plugins = Plugins()
+    plugins.load([paths.share("plugins")])
+    hosts = Host(named("rfc-2022")), Host(named("rfc-2022"), memory=Memory(1 << 30))
+    without, having = (Faces(host, Reclaimer(host, plugins, log.get(), triggers=())) for host in hosts)
+    return without, having
+
+
+def _needs_memory(file: File) -> bool:
+    """Whether it is there only where the host has memory of its own."""
+    without, having = _hosts()
+    return file.exists is not None and file.exists(having, None) and not file.exists(without, None)
+
+
 def _what(file: File) -> str:
     notes = [file.unit] if file.unit else []
     if file.content is Content.INT:
         notes.append(f"{file.low}..{file.high}")
+    if _needs_memory(file):
+        notes.append("there with `host.memory` only")
     return f"{file.help} ({', '.join(notes)})" if notes else file.help
 
 

@@ -22,6 +22,7 @@ RANK = {
     "log": -3,
     # ... these the errors, to name what is wrong with a value.
     "quantities": -2,
+    "outputs": -2,
     "config": -1,
     "engine": 0,
     "mm": 1,
