@@ -76,7 +76,7 @@ def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{path}{entry.label}/", "0555", entry.help
                 yield from _nodes(entry.each, f"{path}{entry.label}/")
             case Rows():
-                yield f"{path}{entry.label}", "0644", entry.help
+                yield f"{path}{entry.label}", entry.mode, entry.help
 
 
 def _what(file: File) -> str:

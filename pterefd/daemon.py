@@ -27,6 +27,7 @@ from pterefd.host.warm import warm
 from pterefd.metrics import HostCollector, MetricsServer, shown_address
 from pterefd.mm.profile import AUTO, Profile, for_kernel, named
 from pterefd.procfs import fuse_impl, mountpoint
+from pterefd.procfs.caller import Callers
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.mount import Mount
 from pterefd.procfs.root import proc_tree
@@ -104,7 +105,8 @@ class Daemon:
         return MetricsServer(address, registry, lambda: self._ready) if address is not None else None
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
-        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info)
+        callers = Callers(binding.caller)
+        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info, callers)
         return Mount(
             proc_tree(faces),
             mountpoint.absolute(self.settings.daemon.mount),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pterefd.procfs.caller import Callers, nobody
+
 if TYPE_CHECKING:
     from pterefd.host.host import Host
     from pterefd.reclaim.reclaimer import Reclaimer
@@ -20,6 +22,7 @@ def _quiet(event: str, **fields: Any) -> None:
 class Faces:
     """A host, its reclaimer and the replays that feed it, as the tables of nodes see them.
 
+    callers: who asks, in a thread that serves a request.
     note: called with an event's name and fields for each act that came through the mount (a write).
     """
 
@@ -29,3 +32,4 @@ class Faces:
     version: str = "0"
     profile: str = ""
     note: Callable[..., None] = field(default=_quiet)
+    callers: Callers = field(default_factory=lambda: Callers(nobody))

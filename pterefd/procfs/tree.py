@@ -83,11 +83,15 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Files that come from elsewhere (a plugin's tunables): make(ctx, obj) lists them."""
+    """Files or links that come from elsewhere (a plugin's tunables): make(ctx, obj) lists them.
+
+    mode: how docs write theirs.
+    """
 
     label: str
     help: str
-    make: Callable[[Any, Any], Iterable[File]]
+    make: Callable[[Any, Any], Iterable[File | Link]]
+    mode: str = "0644"
 
 
 @dataclass(frozen=True, slots=True)
