@@ -79,6 +79,19 @@ def prepare(point: str) -> bool:
     return recovered
 
 
+def check_answers(point: str) -> None:
+    """Missing where nobody serves the mount at point, or not to this user."""
+    code = _answer(point)
+    if code is None:
+        raise Missing(f"{point}: the pterefd that is mounted there does not answer")
+    if code in DEAD:
+        raise Missing(f"{point}: the pterefd that was mounted there is gone")
+    if code == errno.EACCES:
+        raise Missing(f"{point}: another user's: be that user, or have the daemon allow_other in its configuration")
+    if code:
+        raise Missing(f"{point}: {os.strerror(code)}")
+
+
 def _answer(point: str) -> int | None:
     """errno of stat(point), 0 where it works, None where nothing came (a stopped daemon)."""
     answers: list[int] = []
