@@ -98,11 +98,20 @@ def _new_namespaces() -> None:
     if code == errno.EPERM:
         code = _unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID)
         if not code:
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-            Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+            code = _stay(uid, gid)
     if code:
         raise Missing(f"no namespaces: {os.strerror(code)}; run as root, or allow this user to make user namespaces")
+
+
+def _stay(uid: int, gid: int) -> int:
+    """Map a user and a group to themselves in the new user namespace. 0, or errno."""
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    except OSError as error:
+        return error.errno or errno.EPERM
+    return 0
 
 
 def _unshare(flags: int) -> int:

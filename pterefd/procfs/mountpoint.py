@@ -87,7 +87,7 @@ def check_answers(point: str) -> None:
     if code in DEAD:
         raise Missing(f"{point}: the pterefd that was mounted there is gone")
     if code == errno.EACCES:
-        raise Missing(f"{point}: another user's: be that user, or have the daemon allow_other in its configuration")
+        raise Missing(f"{point}: not for this user: be who runs the daemon, or set its daemon.allow_other")
     if code:
         raise Missing(f"{point}: {os.strerror(code)}")
 
