@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,7 +32,11 @@ STACK_BYTES = 132 << 10
 
 @dataclass(frozen=True)
 class Known:
-    """A process, in bytes, as its trace says. anon: written pages, in memory or in swap.  tids: without the first."""
+    """A process, in bytes, as its trace says.
+
+    anon: written pages, in memory or in swap.  half: of them, those that one other process maps too.  tids: without
+    the first.
+    """
 
     pid: int
     ppid: int
@@ -45,6 +51,7 @@ class Known:
     tids: tuple[int, ...] = ()
     oom_score_adj: int = 0
     group: str = ""
+    half: int = 0
 
     @property
     def threads(self) -> int:
@@ -73,9 +80,10 @@ SIMDB = Known(
     200,
 )
 ODD = Known(30, 20, "sim web) x", ("sim web) x", "serve"), 65534, "nobody", 8 * MIB, 6 * MIB)
-BARE = Known(40, 1, "bare", (), 0, "root", 2 * MIB, MIB)
+BARE = Known(40, 1, "bare", (), 0, "root", 2 * MIB, MIB, half=MIB)
+TWIN = replace(BARE, pid=41, ppid=40)  # forked, and nothing written since
 WORKER = Known(50, 0, "worker", ("worker", "-n", "1"), 33, "www-data", 32 * MIB, 24 * MIB, group="web", tids=(51,))
-PROCESSES = (INIT, SIMDB, ODD, BARE, WORKER)
+PROCESSES = (INIT, SIMDB, ODD, BARE, TWIN, WORKER)
 BY_PID = {process.pid: process for process in PROCESSES}
 PIDS = set(BY_PID)
 KILLED = 60  # what the group `tight` could not hold
@@ -114,7 +122,9 @@ HOST = [
     *_simdb(),
     *_started(ODD, 8 * MIB, 6 * MIB),
     *_started(BARE, 2 * MIB, MIB),
+    {"op": "fork", "pid": BARE.pid, "child": TWIN.pid},
 ]
+FORKS = sum(event["op"] in ("fork", "thread") for event in HOST) + len(WORKER.tids)
 # The first process of a trace is its pid 1; the configuration shifts these two past the host's.
 WEB = _started(replace(WORKER, pid=1, tids=(2,)), 32 * MIB, 24 * MIB)
 TIGHT = [
@@ -188,9 +198,26 @@ class Simulated:
         return {row[0]: int(row[1]) for row in rows}
 
     def rss(self, pid: int) -> int:
-        """Bytes in memory: what was written, less what is in swap."""
+        """kB in memory: what was written, less what is in swap."""
         known = BY_PID[pid]
-        return known.anon + known.file + known.shmem - (self.kb(pid, "VmSwap") << 10)
+        return ((known.anon + known.file + known.shmem) >> 10) - self.swapped(pid)
+
+    def swapped(self, pid: int) -> int:
+        """kB in swap. How much the group's limit leaves no room for; of all others nothing."""
+        return self.kb(pid, "VmSwap")
+
+    def pss(self, pid: int) -> int:
+        """kB: what it shares counts half."""
+        return self.rss(pid) - (BY_PID[pid].half >> 11)
+
+    def uss(self, pid: int) -> int:
+        """kB that no other process maps."""
+        return self.rss(pid) - (BY_PID[pid].half >> 10)
+
+    def used(self) -> int:
+        """kB that are not free: each page once, and the page tables."""
+        held = sum(self.pss(pid) for pid in PIDS)
+        return held + sum(self.kb(pid, "VmPTE") for pid in PIDS)
 
     def wait_until_ended(self) -> None:
         deadline = time.monotonic() + 200  # kernels that changed are compiled first
@@ -237,6 +264,39 @@ def daemon(directory: Path, configuration: Path) -> Iterator[Simulated]:
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+@contextmanager
+def exporter(*command: str | Path) -> Iterator[str]:
+    """An exporter that serves on the free port put behind its last argument; yields the URL of its metrics."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [str(word) for word in command]
+    process = subprocess.Popen(
+        [*words[:-1], words[-1] + address], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    url = f"http://{address}/metrics"
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                scrape(url)
+                break
+            except OSError:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        yield url
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def scrape(url: str) -> dict[str, float]:
+    """A value for each `name{labels}` that an exporter says."""
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return samples(response.read().decode())
 
 
 def rows(text: str, header: str | None = None) -> list[list[str]]:

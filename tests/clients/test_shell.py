@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
 import signal
 import subprocess
 import sys
@@ -14,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.simulated import PIDS, SCRIPT, Simulated
+from tests.clients.terminal import Terminal
 
 pytestmark = pytest.mark.mount
 
@@ -153,43 +151,9 @@ def _cmdline(path: Path) -> bytes:
         return b""
 
 
-class Terminal:
-    """A command on a terminal of its own: what a person types, and what appears."""
-
-    def __init__(self, *command: str | Path, **environment: str) -> None:
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.environ.update(environment)
-            os.execvp(command[0], [str(word) for word in command])
-        self.shown = ""
-
-    def wait_for(self, text: str) -> None:
-        """Until it appears, after what was waited for before."""
-        deadline = time.monotonic() + 30
-        while text not in self.shown:
-            assert time.monotonic() < deadline, self.shown
-            if select.select([self.fd], [], [], 0.1)[0]:
-                self.shown += os.read(self.fd, 4096).decode()
-        self.shown = self.shown.partition(text)[2]
-
-    def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def end(self) -> int:
-        """Exit code, once it has ended."""
-        while True:
-            try:
-                if not os.read(self.fd, 4096):
-                    break
-            except OSError:
-                break
-        os.close(self.fd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 def test_an_interactive_shell_has_job_control(simulated: Simulated) -> None:
     """Ctrl-Z, jobs, fg, Ctrl-C, on a terminal."""
-    shell = Terminal(SCRIPT, "shell", "--mount", simulated.mount, SHELL="/bin/bash", PS1="ready> ", TERM="dumb")
+    shell = Terminal(SCRIPT, "shell", "--mount", simulated.mount, SHELL="/bin/bash", TERM="dumb")
     shell.wait_for("is on /proc in this shell")
     shell.type("PS1='rea''dy> '; cat /proc/1/comm\n")
     shell.wait_for("init")
