@@ -105,8 +105,15 @@ class Daemon:
         return MetricsServer(address, registry, lambda: self._ready) if address is not None else None
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
-        callers = Callers(binding.caller)
-        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info, callers)
+        faces = Faces(
+            self.host,
+            self.reclaimer,
+            self.replays,
+            __version__,
+            profile,
+            note=self.log.info,
+            callers=Callers(binding.caller),
+        )
         return Mount(
             proc_tree(faces),
             mountpoint.absolute(self.settings.daemon.mount),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ def _quiet(event: str, **fields: Any) -> None:
 class Faces:
     """A host, its reclaimer and the replays that feed it, as the tables of nodes see them.
 
+    booted: when the machine came up, seconds since 1970.
     callers: who asks, in a thread that serves a request.
     note: called with an event's name and fields for each act that came through the mount (a write).
     """
@@ -31,5 +33,6 @@ class Faces:
     replays: Sequence[Replay] = ()
     version: str = "0"
     profile: str = ""
+    booted: float = field(default_factory=time.time)
     note: Callable[..., None] = field(default=_quiet)
     callers: Callers = field(default_factory=lambda: Callers(nobody))

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 NO_SIGNALS = "0" * 16
 
 
-def status(faces: Faces, pid: int) -> str:
-    """The whole file."""
+def status(faces: Faces, pid: int, tid: int | None = None) -> str:
+    """The whole file, of a process or of its thread tid."""
     process, mm = faces.host.process(pid), faces.host.counters(pid)
-    return _task(process) + _memory(mm) + _signals(process)
+    return _task(process, pid if tid is None else tid) + _memory(mm) + _signals(process)
 
 
-def _task(process: Process) -> str:
+def _task(process: Process, tid: int) -> str:
     """fs/proc/array.c:task_state(). A process of a trace sleeps: nothing here runs it."""
     pid = process.pid
     uid, gid = owner(process)
@@ -33,7 +33,7 @@ def _task(process: Process) -> str:
         "State:\tS (sleeping)\n"
         f"Tgid:\t{pid}\n"
         "Ngid:\t0\n"
-        f"Pid:\t{pid}\n"
+        f"Pid:\t{tid}\n"
         f"PPid:\t{process.ppid}\n"
         "TracerPid:\t0\n"
         f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
@@ -41,7 +41,7 @@ def _task(process: Process) -> str:
         "FDSize:\t0\n"
         "Groups:\t \n"
         f"NStgid:\t{pid}\n"
-        f"NSpid:\t{pid}\n"
+        f"NSpid:\t{tid}\n"
         f"NSpgid:\t{pid}\n"
         f"NSsid:\t{pid}\n"
         "Kthread:\t0\n"

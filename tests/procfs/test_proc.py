@@ -26,6 +26,18 @@ FILES_OF_PID = {
     "oom_score",
     "oom_score_adj",
     "maps",
+    "smaps",
+    "smaps_rollup",
+    "pte_pages",
+    "stat",
+    "statm",
+    "io",
+    "limits",
+    "cgroup",
+    "mounts",
+    "schedstat",
+    "wchan",
+    "environ",
     "reclaimable_pt_bytes",
     "pt_reclaim/pgtables_bytes",
     "pt_reclaim/empty_bytes",
@@ -33,6 +45,16 @@ FILES_OF_PID = {
     "pt_reclaim/kept_bytes",
     "pt_reclaim/mixed_bytes",
     "pt_reclaim/unlocated_bytes",
+}
+FILES_OF_TASK = (
+    *("stat", "status", "statm", "comm", "cmdline", "cgroup"),
+    *("io", "limits", "schedstat", "wchan", "mounts"),
+)
+TASKS = ((1, 1), (1, 3), (2, 2), (7, 7))
+FILES_OF_MACHINE = {
+    *("meminfo", "vmstat", "stat", "cpuinfo", "uptime", "loadavg", "zoneinfo", "swaps", "diskstats", "filesystems"),
+    *("version", "pressure/memory", "pressure/cpu", "pressure/io", "tty/drivers"),
+    *(f"sys/kernel/{name}" for name in ("osrelease", "ostype", "hostname", "pid_max", "threads-max", "random/boot_id")),
 }
 FILES_OF_REPLAY = {"state", "speed", "position"}
 EVERY_FILE = (
@@ -48,6 +70,8 @@ EVERY_FILE = (
     | {f"sys/vm/pt_reclaim/trigger/watermark/{name}" for name in ("policy", "kinds", "target", "bytes")}
     | {f"sys/vm/pt_reclaim/trigger/pre_oom/{name}" for name in ("policy", "kinds", "all", "more_bytes")}
     | {"sys/vm/free_ptes"}
+    | {f"{pid}/task/{tid}/{name}" for pid, tid in TASKS for name in FILES_OF_TASK}
+    | FILES_OF_MACHINE
 )
 
 
