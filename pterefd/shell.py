@@ -25,6 +25,7 @@ from pterefd.procfs import mountpoint
 from pterefd.procfs.own import KERNELS_PROC
 
 PROC = "/proc"
+DEFAULT_MOUNT = Path("mnt")  # as in pterefd/config.py, which takes long to load
 EXIT_NOT_STARTED = 125  # as env(1): what went wrong before the command was tried
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127

@@ -25,10 +25,9 @@ def command(mount: Path | None, argv: tuple[str, ...]) -> int:
     not be tried.
     """
     from pterefd import shell
-    from pterefd.config import DaemonSection
 
     try:
-        point = shell.choose_mount(mount, DaemonSection().mount)
+        point = shell.choose_mount(mount, shell.DEFAULT_MOUNT)
         if not argv:
             argv = (os.environ.get("SHELL") or "/bin/sh",)
             print(f"pterefd: {point} is on /proc in this shell", file=sys.stderr)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pterefd.config import DaemonSection
+from pterefd.shell import DEFAULT_MOUNT
 from tests.clients.simulated import PIDS, SCRIPT, Simulated
 from tests.clients.terminal import Terminal
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.mount
 # Who changed his user may not be dumped, and then does not own his /proc/self: prctl(PR_SET_DUMPABLE) undoes that.
 AS_NOBODY = """
 import ctypes, os, sys
-import pterefd.cli.group, pterefd.cli.shell_command, pterefd.config, pterefd.shell
+import pterefd.cli.group, pterefd.cli.shell_command, pterefd.shell
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 pterefd.cli.group.main(["shell", "--mount", *sys.argv[1:]])
@@ -73,6 +75,10 @@ def test_without_root(simulated: Simulated) -> None:
 
 
 # -- which mount -----------------------------------------------------------------------------------
+
+
+def test_it_looks_where_the_daemon_mounts_by_default() -> None:
+    assert DaemonSection().mount == DEFAULT_MOUNT
 
 
 def test_mnt_of_the_working_directory_is_taken_without_being_named(simulated: Simulated) -> None:

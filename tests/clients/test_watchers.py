@@ -93,24 +93,36 @@ def test_htop(simulated: Simulated, tmp_path: Path) -> None:
 # -- atop --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.client("atop -P", "atop", "MEM, SWP, PAG; memory of every process (PRM), names, threads (PRG)")
+@pytest.mark.client(
+    "atop -P", "atop", "MEM, SWP, PAG; names, sizes, faults, swap (PRM) of every process, threads (PRG)"
+)
 def test_atop(simulated: Simulated) -> None:
     text = simulated.in_shell("atop", "-P", "MEM,SWP,PAG,PRM,PRG", "0", "1")
     said: dict[str, list[list[str]]] = {}
     for line in text.splitlines():
-        # names stand in brackets and may hold blanks
-        words = re.findall(r"\(.*?\)(?= [A-Z] | -|$| \d)|\S+", line)
-        said.setdefault(words[0], []).append(words[6:])
+        # a name stands in brackets, and may hold brackets and blanks
+        name = re.search(r" \((.*?)\) (?=[A-Z] )", line)
+        words = line.replace(name[0], " NAME ").split() if name else line.split()
+        said.setdefault(words[0], []).append([name[1] if name and word == "NAME" else word for word in words[6:]])
     page = 4096
-    memory, swap = said["MEM"][0], said["SWP"][0]
-    assert list(map(int, memory[:3])) == [page, MEMORY // page, (TOTAL - simulated.used()) // 4]
-    assert list(map(int, swap[:3])) == [page, SWAP // page, (SWAP - (simulated.swapped(WORKER.pid) << 10)) // page]
-    processes = {int(words[0]): words for words in said["PRM"]}
+    memory, swap, paging = said["MEM"][0], said["SWP"][0], said["PAG"][0]
+    swapped = simulated.swapped(WORKER.pid) // 4
+    assert list(map(int, memory[:4])) == [page, MEMORY // page, (TOTAL - simulated.used()) // 4, CACHE // 4]
+    assert list(map(int, swap[:3])) == [page, SWAP // page, SWAP // page - swapped]
+    scans, swapins, swapouts, kills = (int(paging[i]) for i in (1, 4, 5, 6))
+    assert (scans, swapins, swapouts, kills) == (simulated.table("vmstat")["pgscan_direct"], 0, swapped, 1)
+    processes = {int(row[0]): row for row in said["PRM"] if row[16] == "y"}
     assert set(processes) == PIDS
-    for pid, words in processes.items():
+    for pid, row in processes.items():
         known = BY_PID[pid]
-        assert words[1] == f"({known.comm})"
-        assert list(map(int, words[3:6])) == [page, known.total_vm >> 10, simulated.rss(pid)]
+        assert row[1] == known.comm
+        assert list(map(int, row[3:6])) == [page, known.total_vm >> 10, simulated.rss(pid)]
+        assert (int(row[13]), int(row[14])) == (simulated.kb(pid, "VmStk"), simulated.swapped(pid))
+    owners = {int(row[0]): tuple(map(int, row[3:7])) for row in reversed(said["PRG"])}
+    for known in PROCESSES:
+        assert owners[known.pid] == (known.uid, known.uid, known.pid, known.threads)
+        for tid in known.tids:
+            assert owners[tid] == (known.uid, known.uid, known.pid, 1)
 
 
 # -- earlyoom ----------------------------------------------------------------------------------------
