@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from tests.clients.simulated import (
     BARE,
     BY_PID,
     FORKS,
+    GROUP_LIMIT,
     INIT,
     MEMORY,
     ODD,
@@ -70,7 +72,11 @@ def test_ps_of_rollups_and_scores(simulated: Simulated) -> None:
         assert (known.group in group) if known.group else ("web" not in group)
         assert " ".join(comm) == known.comm
     assert simulated.uss(TWIN.pid) == 0
-    assert int(said[SIMDB.pid][2]) == 667 + 2 * 200 // 3 + 52
+    # mm/oom_kill.c oom_badness, fs/proc/base.c proc_oom_score
+    total = (MEMORY + SWAP) >> 12
+    pages = (simulated.rss(SIMDB.pid) + simulated.kb(SIMDB.pid, "VmPTE")) >> 2
+    badness = pages + SIMDB.oom_score_adj * total // 1000
+    assert int(said[SIMDB.pid][2]) == (1000 + badness * 1000 // total) * 2 // 3
 
 
 @pytest.mark.client("ps -C, -u, --ppid", "procps", "which pids are selected by name, user and parent")
@@ -121,7 +127,7 @@ def test_free(simulated: Simulated) -> None:
     assert (total, free) == (TOTAL, TOTAL - simulated.used())
     assert (shared, cache) == (SIMDB.shmem >> 10, CACHE)
     assert used == total - available
-    assert simulated.swapped(WORKER.pid) > (8 << 10) - (WORKER.anon >> 20) * 8
+    assert simulated.rss(WORKER.pid) + simulated.kb(WORKER.pid, "VmPTE") <= GROUP_LIMIT >> 10
     assert [int(n) for n in swap[1:]] == [SWAP >> 10, _swapped(simulated), (SWAP >> 10) - _swapped(simulated)]
 
 
@@ -138,6 +144,18 @@ def test_vmstat(simulated: Simulated) -> None:
     assert sums["pages swapped out"] == _swapped(simulated) // 4
     assert sums["pages swapped in"] == 0
     assert sums["forks"] == FORKS
+
+
+@pytest.mark.client("free, sysctl", "procps", "single files and sys/vm on those of /proc, beside real processes")
+def test_single_files_are_mounted_over(simulated: Simulated) -> None:
+    script = (
+        'mount --bind "$1/meminfo" /proc/meminfo && mount --bind "$1/sys/vm" /proc/sys/vm && '
+        'free -k | grep Mem && sysctl -n vm.min_free_kbytes && cat "/proc/$$/comm"'
+    )
+    within = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
+    memory, least, comm = simulated.run(*within, simulated.mount).splitlines()
+    assert int(memory.split()[1]) == TOTAL
+    assert (int(least), comm) == (math.isqrt(TOTAL * 16), "sh")
 
 
 # -- pmap --------------------------------------------------------------------------------------------

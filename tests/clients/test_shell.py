@@ -96,14 +96,11 @@ def test_a_shell_within_a_shell_is_refused(simulated: Simulated) -> None:
     assert simulated.stderr == "pterefd: /proc: a pterefd is mounted there already: leave this shell first\n"
 
 
-def test_a_mount_of_another_user_is_refused(another: Simulated) -> None:
-    """Without allow_other nobody but its user may look in."""
+def test_a_mount_that_cannot_be_read_is_refused(another: Simulated) -> None:
+    """Without allow_other nobody but its user may look in; where the daemon was killed, nobody at all."""
     another.run(sys.executable, "-c", AS_NOBODY, another.mount, "--", "true", code=125)
     assert another.stderr.startswith(f"pterefd: {another.mount}: not for this user")
     assert another.stderr.count("\n") == 1
-
-
-def test_a_mount_whose_daemon_is_gone_is_refused(another: Simulated) -> None:
     another.process.kill()
     another.process.wait()
     another.in_shell("true", code=125)
