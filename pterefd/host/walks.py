@@ -260,3 +260,19 @@ class Walks:
         """Path of the lowest mapped file, which is the program; "" where none is mapped."""
         with self._host.looking():
             return self._names.get(int(sm.first_file(self._s, self._host.process(pid).mm)), "")
+
+    def warm(self) -> None:
+        """Call every kernel of the walks once: a first reader would compile it with the host's lock held."""
+        s, none, most = self._s, np.zeros(1, dtype=np.int32), np.zeros((1, 513), dtype=np.int32)
+        with self._host.looking():
+            sm.count_shared(s, np.zeros((1, 2), dtype=np.int32))
+            sm.mark_folios(s, none)
+            sm.count_folios(s, none, most)
+            sm.object_spans(s, 0)
+            sm.mark_spans(s, 0, none)
+            sm.count_object(s, 0, none, _NOTHING[1])
+        for pid in self._host.pids():
+            self.smaps(pid)
+            list(self.pte_pages(pid))
+            self.start_stack(pid)
+            self.program(pid)
