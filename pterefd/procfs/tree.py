@@ -148,29 +148,39 @@ class Tree:
         self.ctx = ctx
         self.uid, self.gid = os.geteuid(), os.getegid()
         self._root = Found(root, None, None)
-        self._fixed: dict[str, Found] = {}  # paths that lead through no family: a few dozen
+        # paths that lead through no family, a few dozen: what is there, and what says whether it is there now
+        self._fixed: dict[str, tuple[Found, list[tuple[Callable[[Any, Any], bool], Any]]]] = {}
 
     # -- looking things up ------------------------------------------------------------------
     def find(self, path: str) -> Found:
         """The node at an absolute path; ENOENT or ENOTDIR where there is none."""
-        found = self._fixed.get(path)
-        if found is None:
-            found = self._root
-            fixed = True
-            for name in path.split("/"):
-                if name:
-                    found, fixed = self._step(found, name, fixed)
-            if fixed:
-                self._fixed[path] = found
+        known = self._fixed.get(path)
+        if known is not None:
+            found, conditions = known
+            for exists, obj in conditions:
+                if not exists(self.ctx, obj):
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return found
+        found = self._root
+        conditions = []
+        fixed = True
+        for name in path.split("/"):
+            if name:
+                found, stays = self._step(found, name, conditions)
+                fixed &= stays
+        if fixed:
+            self._fixed[path] = found, conditions
         return found
 
-    def _step(self, at: Found, name: str, fixed: bool) -> tuple[Found, bool]:
-        """One name further down. fixed: whether the same path always leads to the same node."""
+    def _step(
+        self, at: Found, name: str, conditions: list[tuple[Callable[[Any, Any], bool], Any]]
+    ) -> tuple[Found, bool]:
+        """One name further down; and whether it always leads to the same node, given its conditions."""
         if not isinstance(at.entry, Dir):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         child = at.entry.named.get(name)
         if child is not None:
-            return self._static(at, child, fixed)
+            return self._static(at, child, conditions)
         for source in at.entry.dynamic:
             if isinstance(source, Family):
                 obj = source.find(self.ctx, at.obj, name)
@@ -182,16 +192,17 @@ class Tree:
                         return Found(row, at.obj, at.family), False
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    def _static(self, at: Found, child: Entry, fixed: bool) -> tuple[Found, bool]:
+    def _static(
+        self, at: Found, child: Entry, conditions: list[tuple[Callable[[Any, Any], bool], Any]]
+    ) -> tuple[Found, bool]:
         obj = at.obj
         if not isinstance(child, Link) and child.exists is not None:
-            fixed = False
+            conditions.append((child.exists, obj))
             if not child.exists(self.ctx, obj):
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if isinstance(child, Dir) and child.obj is not None:
-            fixed = False
-            obj = child.obj(self.ctx, obj)
-        return Found(child, obj, at.family), fixed
+            return Found(child, child.obj(self.ctx, obj), at.family), False
+        return Found(child, obj, at.family), True
 
     def attributes(self, path: str) -> Attributes:
         """What stat says of the node at path."""
@@ -330,7 +341,7 @@ def check_access(node: File, access: int) -> None:
     """EACCES where the owner's bits do not allow it. The kernel has checked who asks; root it lets pass."""
     if node.content in (Content.TEXT, Content.STREAM) and node.write is None:
         return  # a plain proc file: root may open it for writing; the write is EINVAL
-    wanted = {os.O_RDONLY: 0o400, os.O_WRONLY: 0o200}.get(access, 0o600)
+    wanted = 0o400 if access == os.O_RDONLY else 0o200 if access == os.O_WRONLY else 0o600
     if node.mode & wanted != wanted:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
