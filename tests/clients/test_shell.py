@@ -74,6 +74,17 @@ def test_without_root(simulated: Simulated) -> None:
     assert said.split() == ["65534", "simdb", "Uid:", *["65534"] * 4, "substituted"]
 
 
+def test_nothing_is_mounted_outside_where_mounts_are_shared(simulated: Simulated) -> None:
+    """As systemd has them: what is mounted in one namespace appears in all."""
+    script = 'mount --make-rshared / && "$@" && grep -c fuse.pterefd /proc/self/mountinfo'
+    before = simulated.run("unshare", "--mount", "sh", "-c", script, "sh", "true")
+    after = simulated.run(
+        *("unshare", "--mount", "sh", "-c", script, "sh"),
+        *(SCRIPT, "shell", "--mount", simulated.mount, "--", "true"),
+    )
+    assert after == before
+
+
 # -- which mount -----------------------------------------------------------------------------------
 
 
@@ -191,6 +202,18 @@ def test_the_outer_shell_stops_continues_and_gets_its_terminal_back(simulated: S
     shell.type("typed\n")
     shell.wait_for("got typed")
     assert shell.end() == 0
+
+
+def test_a_script_gets_its_terminal_back_from_an_interactive_shell(simulated: Simulated) -> None:
+    """The shell leaves a process group of its own in the foreground; sh without job control takes nothing back."""
+    script = f"{SCRIPT} shell --mount {simulated.mount}; echo ended $?; read line; echo got $line"
+    outer = Terminal("sh", "-c", script, SHELL="/bin/bash", TERM="dumb")
+    outer.wait_for("is on /proc in this shell")
+    outer.type("exit 3\n")
+    outer.wait_for("ended 3")
+    outer.type("typed\n")
+    outer.wait_for("got typed")
+    assert outer.end() == 0
 
 
 def test_the_daemon_ends_with_a_shell_inside(another: Simulated) -> None:
