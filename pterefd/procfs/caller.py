@@ -18,13 +18,15 @@ class Own:
     """A process that asks, or a thread of it.
 
     tgid: in the daemon's pid namespace.  level: of its own pid namespace below the daemon's, 0: the same.
-    number, thread: its tgid and the id of the thread, in its own.  directory: below the daemon's /proc.
+    number, thread: its tgid and the id of the thread, in its own.  name: the number, as a path has it.
+    directory: below the daemon's /proc.
     """
 
     tgid: int
     level: int
     number: int
     thread: int
+    name: str
     directory: str
 
 
@@ -66,7 +68,7 @@ class Callers:
             ids = NsIds.of(self.slurp(f"{tid}/status"))
         except OSError:
             return None  # hidepid
-        return Own(ids.tgid[0], len(ids.tgid) - 1, ids.tgid[-1], ids.pid[-1], str(ids.tgid[0]))
+        return Own(ids.tgid[0], len(ids.tgid) - 1, ids.tgid[-1], ids.pid[-1], str(ids.tgid[-1]), str(ids.tgid[0]))
 
     def path(self, own: Own, name: str = "") -> str:
         """Where the daemon finds a file of the calling process. EACCES for any other process.

@@ -177,7 +177,7 @@ def _find(faces: Faces, _: object, name: str) -> Own | None:
     if not name.isdecimal():
         return None
     own = faces.callers.own()
-    return own if own is not None and str(own.number) == name else None
+    return own if own is not None and own.name == name else None
 
 
 def _lowest(faces: Faces) -> int:
@@ -190,7 +190,7 @@ def _lowest(faces: Faces) -> int:
 
 def _self(faces: Faces, _: object) -> str:
     own = faces.callers.own()
-    return str(_lowest(faces) if own is None else own.number)
+    return str(_lowest(faces)) if own is None else own.name
 
 
 def _thread_self(faces: Faces, _: object) -> str:
@@ -198,7 +198,7 @@ def _thread_self(faces: Faces, _: object) -> str:
     if own is None:
         pid = _lowest(faces)
         return f"{pid}/task/{pid}"
-    return f"{own.number}/task/{own.thread}"
+    return f"{own.name}/task/{own.thread}"
 
 
 def _nobody(*_: object) -> Iterable[str]:
@@ -209,13 +209,6 @@ OWN = (
     Link("self", "The caller's own directory; the lowest pid here where the caller cannot be seen.", _self),
     Link("thread-self", "The calling thread's own directory.", _thread_self),
     Link("mounts", "self/mounts", lambda *_: "self/mounts"),
-    Family(
-        KERNELS_PROC,
-        "Empty, and not listed: `pterefd shell` mounts the kernel's own /proc here.",
-        _nobody,
-        lambda _, __, name: True if name == KERNELS_PROC else None,
-        Dir(KERNELS_PROC, ()),
-    ),
     # Stands before the simulated pids: who finds a name first has it.
     Family(
         "OWN",
@@ -225,4 +218,12 @@ OWN = (
         OWN_DIRECTORY,
         _owner,
     ),
+)
+
+KERNELS_OWN = Family(
+    KERNELS_PROC,
+    "Empty, and not listed: `pterefd shell` mounts the kernel's own /proc here.",
+    _nobody,
+    lambda _, __, name: True if name == KERNELS_PROC else None,
+    Dir(KERNELS_PROC, ()),
 )

@@ -7,17 +7,13 @@ not installed fails its test: `make setup-test` brings them.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
-from tests.clients.simulated import Simulated, daemon, write_configuration
+from tests.clients.simulated import Simulated, daemon, public_directory, write_configuration
 from tests.house import write_trace
 
 
@@ -38,14 +34,6 @@ def another() -> Iterator[Simulated]:
         path.write_text(f'daemon.mount = "{directory}/mnt"\nmetrics.address = "off"\nreplay.traces = ["trace.jsonl"]\n')
         with daemon(directory, path) as running:
             yield running
-
-
-@contextmanager
-def public_directory() -> Iterator[Path]:
-    """A directory that other users may enter; those of pytest they may not."""
-    with tempfile.TemporaryDirectory(prefix="pterefd-clients-") as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
 
 
 # -- the table -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -246,6 +247,14 @@ class Simulated:
         script = 'mount --bind "$1" /proc && shift && exec "$@"'
         within = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
         return self.run(*within, self.mount, *command, **options)
+
+
+@contextmanager
+def public_directory() -> Iterator[Path]:
+    """A directory that other users may enter; those of pytest they may not."""
+    with tempfile.TemporaryDirectory(prefix="pterefd-clients-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import public_directory
-from tests.clients.simulated import Simulated, daemon, rows
+from tests.clients.simulated import Simulated, daemon, public_directory, rows
 from tests.house import AT, MIB, exec_, fault, mmap, write_trace
 
 pytestmark = pytest.mark.mount
