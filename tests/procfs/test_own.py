@@ -121,12 +121,14 @@ def test_a_proc_of_another_namespace_is_not_believed(here: House, tmp_path: Path
 
 # -- what it says ----------------------------------------------------------------------------------
 
+# SigQ counts those of all processes of the user.
 SAME = """
+CHANGING = ('Vm', 'Rss', 'SigQ')
 m = [Path(argv[0]), Path('/proc')]
 me = os.getpid()
 def status(p):
     rows = dict(line.split(':', 1) for line in (p / 'status').read_text().splitlines())
-    return {key: value for key, value in rows.items() if 'ctxt' not in key and not key.startswith(('Vm', 'Rss'))}
+    return {key: value for key, value in rows.items() if 'ctxt' not in key and not key.startswith(CHANGING)}
 def stat(p):
     fields = (p / 'stat').read_text().rpartition(')')[2].split()
     return [int((p / 'stat').read_text().split()[0]), *fields[:7], fields[17], fields[19]]
