@@ -23,7 +23,7 @@ from pterefd.procfs.mount import Mount
 from pterefd.procfs.own import OWN_DIRECTORY
 from pterefd.procfs.pid import PID
 from pterefd.procfs.root import proc_tree
-from pterefd.procfs.tree import Dir
+from pterefd.procfs.tree import Dir, mode_of
 from tests.house import House, exec_, house
 
 pytestmark = pytest.mark.mount
@@ -251,6 +251,9 @@ def test_a_name_is_of_one_sort_for_all() -> None:
     both = own.keys() & simulated.keys()
     assert {"status", "comm", "cmdline", "maps", "oom_score"} <= both
     assert {name: own[name] for name in both} == {name: simulated[name] for name in both}
+    # fd is for the caller even where its user does not own it; who may list it is not left to the mode
+    for name in both - {"fd"}:
+        assert mode_of(OWN_DIRECTORY.named[name]) & 0o444 == mode_of(PID.named[name]) & 0o444, name
 
 
 def test_threads_ask_at_once(mnt: Path, here: House) -> None:
