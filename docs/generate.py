@@ -73,11 +73,13 @@ def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{path}{entry.name}", "link", entry.help
             case Dir():
                 yield from _nodes(entry, f"{path}{entry.name}/")
-            case Family():
+            case Family(each=Link()):
+                yield f"{path}{entry.label}", "link", entry.help
+            case Family(each=Dir() as each):
                 yield f"{path}{entry.label}/", "0555", entry.help
-                yield from _nodes(entry.each, f"{path}{entry.label}/")
+                yield from _nodes(each, f"{path}{entry.label}/")
             case Rows():
-                yield f"{path}{entry.label}", entry.mode, entry.help
+                yield f"{path}{entry.label}", "0644", entry.help
 
 
 def _what(file: File) -> str:

@@ -125,8 +125,11 @@ class NsIds:
 
     @classmethod
     def of(cls, status: bytes) -> NsIds:
-        """Of the text of a status file."""
-        at = status.index(b"\nNStgid:") + 1
+        """Of the text of a status file. A kernel without pid namespaces writes none of them: there is one."""
+        at = status.find(b"\nNStgid:") + 1
+        if not at:
+            numbers = dict(line.partition(b":")[::2] for line in status.splitlines())
+            return cls([int(numbers[b"Tgid"])], [int(numbers[b"Pid"])], [], [])
         return cls(*([int(word) for word in line.split()[1:]] for line in status[at:].split(b"\n", 4)[:4]))
 
 

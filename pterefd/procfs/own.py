@@ -13,13 +13,15 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 from pterefd.errors import NoSuchMm
 from pterefd.procfs.caller import NsIds, Own
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.status import owner
-from pterefd.procfs.tree import Dir, Family, File, Link, Rows
+from pterefd.procfs.tree import Dir, Family, File, Link
 
 # `pterefd shell` mounts the kernel's own /proc here. Not below sys, where `sysctl -a` would walk through it.
 KERNELS_PROC = "hostproc"
@@ -83,20 +85,38 @@ def _passed_link(name: str, help: str, target: str | None = None) -> Link:
     return Link(name, help, lambda faces, own: os.readlink(faces.callers.path(own, target or name)))
 
 
-def _descriptors(faces: Faces, own: Own) -> Iterator[Link]:
-    return (_descriptor_link(name) for name in faces.callers.names(own, "fd"))
+class Descriptor(NamedTuple):
+    """An open descriptor of the caller."""
+
+    own: Own
+    name: str
 
 
-def _descriptor_link(name: str) -> Link:
-    return Link(name, "", lambda faces, own: _descriptor(faces, own, name))
+def _descriptors(faces: Faces, own: Own) -> list[str]:
+    return faces.callers.names(own, "fd")
 
 
-def _descriptor(faces: Faces, own: Own, name: str) -> str:
+def _find_descriptor(faces: Faces, own: Own, name: str) -> Descriptor | None:
+    if not name.isdecimal():
+        return None
+    try:
+        os.lstat(faces.callers.path(own, f"fd/{name}"))
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        pass  # the daemon is another user: whether it is there, the kernel's own link will tell
+    return Descriptor(own, name)
+
+
+def _descriptor(faces: Faces, descriptor: Descriptor) -> str:
     """What it reads as, if that is a path. A pipe's or a socket's name is none: that leads to the kernel's own link.
 
     Differs from Linux: that link can be opened in `pterefd shell` alone, which puts the kernel's /proc in its place.
     """
-    target = os.readlink(faces.callers.path(own, f"fd/{name}"))
+    own, name = descriptor
+    target = ""
+    with suppress(PermissionError):
+        target = os.readlink(faces.callers.path(own, f"fd/{name}"))
     if target.startswith("/") and not target.endswith(" (deleted)"):
         return target
     return f"../../{KERNELS_PROC}/self/fd/{name}"
@@ -124,6 +144,24 @@ def _tasks(faces: Faces, own: Own, tids: Iterable[str]) -> Iterator[Own]:
             continue
         yield replace(own, thread=ids.pid[-1], directory=directory)
 
+
+def _owner(faces: Faces, own: Own) -> tuple[int, int]:
+    """Of the simulated process of that number, where there is one: the kernel remembers one owner for all who ask."""
+    try:
+        return owner(faces.host.process(own.number))
+    except NoSuchMm:
+        status = os.stat(f"{faces.callers.proc}/{own.tgid}")
+        return status.st_uid, status.st_gid
+
+
+_DESCRIPTORS = Family(
+    "FD",
+    "What a descriptor leads to.",
+    _descriptors,
+    _find_descriptor,
+    Link("FD", "", _descriptor),
+    lambda faces, descriptor: _owner(faces, descriptor.own),
+)
 
 _OF_A_THREAD = (
     File("stat", 0o444, "Ids, times and memory, in one line.", read=_stat),
@@ -153,7 +191,7 @@ OWN_DIRECTORY = Dir(
     "OWN",
     (
         *_OF_A_THREAD,
-        Dir("fd", (Rows("FD", "What a descriptor leads to.", _descriptors, "link"),), "Open descriptors."),
+        Dir("fd", (_DESCRIPTORS,), "Open descriptors."),
         Dir("ns", (_passed_link("pid", "Its pid namespace.", "ns/pid"),), "Namespaces."),
         Dir(
             "task",
@@ -162,15 +200,6 @@ OWN_DIRECTORY = Dir(
         ),
     ),
 )
-
-
-def _owner(faces: Faces, own: Own) -> tuple[int, int]:
-    """Of the simulated process of that number, where there is one: the kernel remembers one owner for all who ask."""
-    try:
-        return owner(faces.host.process(own.number))
-    except NoSuchMm:
-        status = os.stat(f"{faces.callers.proc}/{own.tgid}")
-        return status.st_uid, status.st_gid
 
 
 def _find(faces: Faces, _: object, name: str) -> Own | None:

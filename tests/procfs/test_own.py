@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pterefd.procfs import fuse_impl, mountpoint
-from pterefd.procfs.caller import Callers, nobody
+from pterefd.procfs.caller import Callers, NsIds, nobody
 from pterefd.procfs.mount import Mount
 from pterefd.procfs.own import OWN_DIRECTORY
 from pterefd.procfs.pid import PID
@@ -119,6 +119,14 @@ def test_a_proc_of_another_namespace_is_not_believed(here: House, tmp_path: Path
     assert own.number == os.getpid()
 
 
+def test_a_kernel_without_pid_namespaces_has_one() -> None:
+    text = Path("/proc/thread-self/status").read_bytes()
+    plain = b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"NS"))
+    assert plain != text
+    ids = NsIds.of(text)
+    assert (NsIds.of(plain).tgid, NsIds.of(plain).pid) == (ids.tgid[-1:], ids.pid[-1:])
+
+
 # -- what it says ----------------------------------------------------------------------------------
 
 # SigQ counts those of all processes of the user.
@@ -188,6 +196,23 @@ def test_a_pipe_is_led_to_the_kernels_own_link(mnt: Path) -> None:
     assert target == "../../hostproc/self/fd/1"
     assert os.listdir(mnt / "hostproc") == []
     assert "hostproc" not in os.listdir(mnt)
+
+
+def test_a_daemon_of_another_user_leads_to_the_kernels_own_links() -> None:
+    """It may not read whose descriptors these are; who asks may."""
+    program = (
+        "from types import SimpleNamespace\n"
+        "from pterefd.procfs.caller import Callers\n"
+        "from pterefd.procfs.own import OWN\n"
+        "from pterefd.procfs.tree import Dir, Tree\n"
+        "asks = int(argv[0])\n"
+        "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
+        "callers = Callers(lambda: (0, 0, asks))\n"
+        "tree = Tree(Dir('', OWN), SimpleNamespace(callers=callers))\n"
+        "stat = tree.open(f'/{asks}/stat', os.O_RDONLY).read(4096, 0).decode()\n"
+        "print(json.dumps([tree.readlink(f'/{asks}/fd/0'), int(stat.split()[0]) == asks]))"
+    )
+    assert asked(program, str(os.getpid())) == ["../../hostproc/self/fd/0", True]
 
 
 # -- who may read ----------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def declared(directory: Dir) -> Iterator[File]:
             yield entry
         elif isinstance(entry, Dir):
             yield from declared(entry)
-        elif isinstance(entry, Family):
+        elif isinstance(entry, Family) and isinstance(entry.each, Dir):
             yield from declared(entry.each)
 
 
