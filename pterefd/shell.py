@@ -52,8 +52,20 @@ def choose_mount(given: Path | None, default: Path) -> str:
             raise BadInput(f"{given}: no pterefd is mounted there")
     else:
         point = _the_mount(mountpoint.absolute(default))
-    mountpoint.check_answers(point)
+    _check_answers(point)
     return point
+
+
+def _check_answers(point: str) -> None:
+    code = mountpoint.answer(point)
+    if code is None:
+        raise Missing(f"{point}: the pterefd that is mounted there does not answer")
+    if code in mountpoint.DEAD:
+        raise Missing(f"{point}: the pterefd that was mounted there is gone")
+    if code == errno.EACCES:
+        raise Missing(f"{point}: not for this user: be who runs the daemon, or set its daemon.allow_other")
+    if code:
+        raise Missing(f"{point}: {os.strerror(code)}")
 
 
 def _the_mount(default: str) -> str:
