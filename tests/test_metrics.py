@@ -30,6 +30,7 @@ from pterefd.metrics import DURATION_BUCKETS, HostCollector, MetricsServer, show
 from pterefd.mm import profile
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.session.conductor import Conductor
 from pterefd.session.replay import Replay
 from pterefd.source.place import Placed
 from pterefd.source.workload import WorkloadSource
@@ -226,9 +227,7 @@ def test_a_scrape_is_of_one_moment(tmp_path: Path) -> None:
     ]
     registry = CollectorRegistry()
     registry.register(HostCollector(host, reclaimer, replays, max_mms=7))
-    threads = [threading.Thread(target=replay.run, daemon=True) for replay in replays]
-    for thread in threads:
-        thread.start()
+    threading.Thread(target=Conductor(replays, host, reclaimer).run, daemon=True).start()
     scrapes = grown = 0
     while any(replay.state == "running" for replay in replays):
         families = {family.name: family.samples for family in registry.collect()}

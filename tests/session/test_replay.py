@@ -123,6 +123,7 @@ class Stuck:
     def __init__(self, path: Path) -> None:
         self.go_on = threading.Event()
         self._of = open_trace(path)
+        self.meta = self._of.meta
 
     def batches(self) -> Iterator[Any]:
         yield from self._of.batches()
@@ -133,10 +134,12 @@ def test_it_is_stalled_while_an_event_is_due_and_none_comes(tmp_path: Path) -> N
     """Neither a pause nor a quiet minute of the trace is a stall; a source that gives nothing is."""
     now = [0.0]
     source, machine = Stuck(trace(tmp_path / "t.jsonl", *life()[:-2])), host()
-    replay = Replay(0, source, machine, Freer(), clock=lambda: now[0])  # type: ignore[arg-type]
+    freer = Freer()
+    replay = Replay(0, source, machine, freer)  # type: ignore[arg-type]
+    conductor = Conductor([replay], machine, freer, clock=lambda: now[0])  # type: ignore[arg-type]
     now[0] = 500.0
     assert replay.stalled_seconds == 0  # nobody runs it yet
-    thread = threading.Thread(target=replay.run)
+    thread = threading.Thread(target=conductor.run)
     thread.start()
     until(lambda: replay.position == 2)
     now[0] = 503.5
