@@ -5,6 +5,7 @@ A made part stands between `<!-- made: NAME -->` and `<!-- end -->`; everything 
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -74,9 +75,11 @@ def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{path}{entry.name}", "link", entry.help
             case Dir():
                 yield from _nodes(entry, f"{path}{entry.name}/")
-            case Family():
+            case Family(each=Link()):
+                yield f"{path}{entry.label}", "link", entry.help
+            case Family(each=Dir() as each):
                 yield f"{path}{entry.label}/", "0555", entry.help
-                yield from _nodes(entry.each, f"{path}{entry.label}/")
+                yield from _nodes(each, f"{path}{entry.label}/")
             case Rows():
                 yield f"{path}{entry.label}", "0644", entry.help
 
@@ -189,6 +192,17 @@ def _range(field: FieldInfo) -> str:
     return f"{low}{limits['le']}"
 
 
+def clients() -> str:
+    """What the tests hold each client to: the arguments of their `client` markers."""
+    rows = set()
+    for path in sorted((HERE.parent / "tests" / "clients").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.client":
+                client, package, compared = (ast.literal_eval(argument) for argument in node.args)
+                rows.add(f"| `{client}` | {package} | {compared} |\n")
+    return "| client | package | what is compared with the host |\n| --- | --- | --- |\n" + "".join(sorted(rows))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "nodes": nodes,
@@ -196,6 +210,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "profiles": profiles,
     "workloads": workloads,
+    "clients": clients,
     **exactness.PARTS,
 }
 

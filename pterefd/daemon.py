@@ -27,6 +27,7 @@ from pterefd.host.warm import warm
 from pterefd.metrics import HostCollector, MetricsServer, shown_address
 from pterefd.mm.profile import AUTO, Profile, for_kernel, named
 from pterefd.procfs import fuse_impl, mountpoint
+from pterefd.procfs.caller import Callers
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.mount import Mount
 from pterefd.procfs.root import proc_tree
@@ -86,7 +87,9 @@ class Daemon:
             for number, source in enumerate(sources)
         ]
         self.conductor = Conductor(self.replays, self.host, self.reclaimer)
-        self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
+        self.collector = HostCollector(
+            self.host, self.reclaimer, self.replays, max_mms=settings.metrics.max_mms, version=__version__
+        )
         self.reclaimer.on_result(self.collector.observe)
         self.host.on_kill = self._killed
         self.metrics = self._metrics()
@@ -108,7 +111,15 @@ class Daemon:
             raise Missing(f"{error} (--metrics-address names another, or off)") from error
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
-        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info)
+        faces = Faces(
+            self.host,
+            self.reclaimer,
+            self.replays,
+            __version__,
+            profile,
+            note=self.log.info,
+            callers=Callers(binding.caller),
+        )
         return Mount(
             proc_tree(faces),
             mountpoint.absolute(self.settings.daemon.mount),

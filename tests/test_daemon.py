@@ -123,9 +123,9 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
     mountpoint.unmount(str(mnt), detach=True)
 
 
-def pids(mnt: Path) -> list[int]:
-    """Of the mms that the mount shows."""
-    return sorted(int(name) for name in os.listdir(mnt) if name.isdigit())
+def pids(mnt: Path) -> set[int]:
+    """Directories of processes in the mount."""
+    return {int(name) for name in os.listdir(mnt) if name.isdecimal()}
 
 
 def refused(script: Path, directory: Path, *args: str | Path, text: str = "") -> tuple[int, str]:
@@ -166,8 +166,7 @@ def test_recordings_and_workloads_share_the_host(start: Start, tmp_path: Path, t
     while [one.read(f"sys/pterefd/replay/{n}/state").strip() for n in range(4)] != ["held"] * 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    shown = pids(one.mount)
-    assert shown == [1, 2, 101, 107, 108]
+    assert pids(one.mount) == {1, 2, 101, 107, 108}
     assert one.read("108/comm") == "ydb-server\n"
     assert one.read("sys/pterefd/replay/0/position") == "11/12\n"
     (one.mount / "sys/pterefd/replay/0/state").write_text("resume")
@@ -332,10 +331,10 @@ def test_writes_while_it_runs(start: Start, mnt: Path) -> None:
     (mnt / "sys/pterefd/replay/state").write_text("resume\n")
     one.wait_for("held")
     assert one.read("sys/pterefd/replay/position") == f"{len(HELD) - 1}/{len(HELD)}\n"
-    assert pids(mnt) == [1, 7]
+    assert pids(mnt) == {1, 7}
     (mnt / "sys/pterefd/replay/state").write_text("resume\n")
     one.wait_for("ended")
-    assert pids(mnt) == [7]
+    assert pids(mnt) == {7}
 
 
 def test_several_traces_share_the_host(start: Start, tmp_path: Path, mnt: Path) -> None:
@@ -345,7 +344,7 @@ def test_several_traces_share_the_host(start: Start, tmp_path: Path, mnt: Path) 
     while one.read("sys/pterefd/replay/1/state") != "held\n":
         time.sleep(0.01)
     # The second's pids begin above the highest pid or tid of the first.
-    assert pids(mnt) == [1, 7, 8, 14]
+    assert pids(mnt) == {1, 7, 8, 14}
     assert one.read("8/comm") == "redis-server\n"
 
 
@@ -354,7 +353,7 @@ def test_a_host_that_is_short_of_memory_kills_and_says_so(start: Start, mnt: Pat
     text = "daemon.log_format = 'json'\nhost.memory = '4MiB'\nhost.vm.overcommit_memory = 1"
     one = start(text=text, events=[*EVENTS, {"op": "exit", "pid": 1}])
     one.wait_for("held")
-    assert pids(mnt) == [7]
+    assert pids(mnt) == {7}
     assert (mnt / "sys/vm/swappiness").read_text() == "60\n"
     scraped = one.scrape()
     assert scraped["pterefd_oom_kills_total", "", "simulated"] == 1

@@ -37,6 +37,7 @@ RANK = {
     "statusline": 6,
     "daemon": 7,
     "doctor": 7,
+    "shell": 7,
     "cli": 8,
     "__main__": 9,
 }

@@ -30,6 +30,7 @@ COMMANDS = (
     "compare",
     "calibrate",
     "run",
+    "shell",
     "plugins",
     "doctor",
 )

@@ -70,7 +70,7 @@ def prepare(point: str) -> bool:
     """
     recovered = False
     while is_ours(point):
-        if _answer(point) not in DEAD:
+        if answer(point) not in DEAD:
             raise Missing(f"{point}: {_resident(point)} is mounted there")
         unmount(point, detach=True)
         recovered = True
@@ -79,7 +79,7 @@ def prepare(point: str) -> bool:
     return recovered
 
 
-def _answer(point: str) -> int | None:
+def answer(point: str) -> int | None:
     """errno of stat(point), 0 where it works, None where nothing came (a stopped daemon)."""
     answers: list[int] = []
 
@@ -97,7 +97,7 @@ def _answer(point: str) -> int | None:
 
 
 def _resident(point: str) -> str:
-    if _answer(point) is None:
+    if answer(point) is None:
         return "a pterefd that does not answer"
     try:
         return f"another pterefd (pid {Path(point, 'sys/pterefd/pid').read_text().strip()})"

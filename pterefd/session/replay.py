@@ -56,6 +56,7 @@ class Replay:
         self._has_first = False
         self._anchor = (0.0, 0)  # wall seconds, ns of the source's time: where the present speed began
         self._now = 0  # ns of the source's time that have been run
+        self._beat: float | None = None  # when it last got on, or saw that nothing is due
         self._feed = Feed(self.source, host, on_free_ptes=reclaimer.free_ptes)
         self._batch: Batch | None = None
         self._index = 0  # in the batch, of the next event
@@ -79,6 +80,17 @@ class Replay:
         """Factor of real time, None for max."""
         return self._speed
 
+    @property
+    def time_ns(self) -> int:
+        """The trace's time that has been run."""
+        return self._now
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Since it last ran events or saw that none is due; up to about a second is usual. 0 unless it is running."""
+        beat = self._beat
+        return 0.0 if beat is None or self._state != RUNNING else max(self._clock() - beat, 0.0)
+
     def pause(self) -> None:
         """Stop before the next event; nothing where it is held or has ended."""
         with self._changing:
@@ -90,6 +102,7 @@ class Replay:
         """Go on after a pause, or past the hold."""
         with self._changing:
             if self._state in (PAUSED, HELD):
+                self._beat = self._clock()
                 self._anchor = (self._clock(), self._now)
                 self._state = RUNNING
         self._wake()
@@ -111,6 +124,7 @@ class Replay:
         """The clock starts."""
         with self._changing:
             self._anchor = (wall, 0)
+        self._beat = wall
 
     @property
     def ended(self) -> bool:
@@ -147,7 +161,10 @@ class Replay:
         """ns of the source's time up to which events are due; NEVER for all of them."""
         with self._changing:
             speed, (start, base) = self._speed, self._anchor
-        return NEVER - 1 if speed is None else base + int((wall - start) * speed * 1e9)
+        due = NEVER - 1 if speed is None else base + int((wall - start) * speed * 1e9)
+        if due < self.next_ns:
+            self._beat = wall
+        return due
 
     def seconds_to(self, time_ns: int, wall: float) -> float:
         """Until a time of the source's is there."""
@@ -158,6 +175,7 @@ class Replay:
     def advance(self, stop: int) -> None:
         """Run events before time `stop`, the next of which is there: as many as go at once, or up to the hold."""
         assert self._batch is not None
+        self._beat = self._clock()
         if self._holds and self._index == self._holds[0]:
             self._holds.pop(0)
             with self._changing:

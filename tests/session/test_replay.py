@@ -115,6 +115,48 @@ def test_it_follows_the_clock_and_is_held_before_pid_1_exits(tmp_path: Path) -> 
     assert (replay.state, replay.position, machine.pids()) == ("ended", 14, [])
 
 
+class Stuck:
+    """A source that gives its events, then waits for something that is the test's to give."""
+
+    name, pid_base, events = "stuck", 0, None
+
+    def __init__(self, path: Path) -> None:
+        self.go_on = threading.Event()
+        self._of = open_trace(path)
+
+    def batches(self) -> Iterator[Any]:
+        yield from self._of.batches()
+        self.go_on.wait(60)
+
+
+def test_it_is_stalled_while_an_event_is_due_and_none_comes(tmp_path: Path) -> None:
+    """Neither a pause nor a quiet minute of the trace is a stall; a source that gives nothing is."""
+    now = [0.0]
+    source, machine = Stuck(trace(tmp_path / "t.jsonl", *life()[:-2])), host()
+    replay = Replay(0, source, machine, Freer(), clock=lambda: now[0])  # type: ignore[arg-type]
+    now[0] = 500.0
+    assert replay.stalled_seconds == 0  # nobody runs it yet
+    thread = threading.Thread(target=replay.run)
+    thread.start()
+    until(lambda: replay.position == 2)
+    now[0] = 503.5
+    until(lambda: replay.position == 5)
+    now[0] = 503.75
+    until(lambda: replay.stalled_seconds == 0)  # it has seen that nothing is due
+    replay.pause()
+    now[0] = 600.0
+    assert replay.stalled_seconds == 0
+    replay.set_speed(None)
+    replay.resume()
+    until(lambda: replay.position == 12)
+    assert (replay.state, replay.time_ns) == ("running", 10 * 10**9)
+    now[0] = 690.0
+    assert replay.stalled_seconds == 90
+    source.go_on.set()
+    thread.join(20)
+    assert (replay.state, replay.stalled_seconds) == ("ended", 0)
+
+
 def test_without_pid_1_the_last_mm_is_held(tmp_path: Path) -> None:
     child = [{"op": "fork", "pid": 4, "child": 6, "t": 0}, {"op": "exit", "pid": 6, "t": 0}]
     events = life(4)
