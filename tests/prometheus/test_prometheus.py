@@ -138,14 +138,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, node: str) -> Iterator[Prom
     text = (ROOT / "docs" / "dashboards.toml").read_text()
     for was, becomes in (
         ('policy = "idle_first"\nperiod_ms = 15000', 'policy = "broken"\nperiod_ms = 1000'),
-        ("[plugins]\n", f"[[mm]]\nworkload = 'stuck'\n\n[plugins]\nfailures = 20\ndirectories = ['{plugins}']\n"),
+        ("[plugins]\n", f"[plugins]\nfailures = 20\ndirectories = ['{plugins}']\n"),
     ):
         assert text.count(was) == 1
         text = text.replace(was, becomes)
-    address = free_address()
+    # on a daemon of its own: the others on a host wait for a source that has nothing to give
+    stuck = f"[[mm]]\nworkload = 'stuck'\n\n[plugins]\ndirectories = ['{plugins}']\n"
+    address, another = free_address(), free_address()
     with (
-        prometheus(directory, {"pterefd": {"daemon": address}, "node": {"machine": node}}) as running,
+        prometheus(directory, {"pterefd": {"daemon": address, "other": another}, "node": {"machine": node}}) as running,
         daemon(text, directory / "daemon", address),
+        daemon(stuck, directory / "other", another),
     ):
         until(lambda: states(running).items() >= DRIVEN.items(), lambda: states(running))
         until(lambda: stalled(running) == ["stuck"], lambda: running.query("pterefd_replay_stalled_seconds"))
@@ -231,7 +234,7 @@ def test_an_alert_says_whose_it_is(server: Prometheus) -> None:
 
 def test_it_is_scraped_as_openmetrics(server: Prometheus) -> None:
     """Prometheus asks for OpenMetrics first, and its parser of that is strict; only there a build is an `info`."""
-    assert [target["health"] for target in server.get("targets")["activeTargets"]] == ["up", "up"]
+    assert [target["health"] for target in server.get("targets")["activeTargets"]] == ["up", "up", "up"]
     metadata = server.get("metadata", metric="pterefd_build")
     assert [one["type"] for one in metadata["pterefd_build"]] == ["info"]
 
@@ -239,7 +242,8 @@ def test_it_is_scraped_as_openmetrics(server: Prometheus) -> None:
 def test_what_prometheus_adds_up_is_what_the_host_says(server: Prometheus) -> None:
     """At every second of the run: the sum over all mms, as recorded, and the host's own number."""
     now = time.time()
-    both = 'sum (pterefd_mm_pgtables_bytes) - sum (pterefd_host_memory_bytes{state="pgtables"})'
+    mms, held = "pterefd_mm_pgtables_bytes", 'pterefd_host_memory_bytes{state="pgtables"}'
+    both = f"sum by (instance) ({mms}) - sum by (instance) ({held})"
     (series,) = server.query_range(both, now - 30, now, 1)
     assert len(series["values"]) > 15
     assert {value for _, value in series["values"]} == {"0"}
