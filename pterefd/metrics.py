@@ -75,7 +75,7 @@ class HostCollector(Collector):
     def __init__(self, host: Host, reclaimer: Reclaimer, *, max_mms: int = 100, version: str = "0") -> None:
         self._host = host
         self._reclaimer = reclaimer
-        self._max_mms = max_mms
+        self.max_mms = max_mms
         self._version = version
         self._durations = Durations()
 
@@ -104,7 +104,7 @@ class HostCollector(Collector):
 
     def _mms(self, host_kind: str) -> Iterator[Metric]:
         view = self._host.view()
-        own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self._max_mms)
+        own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self.max_mms)
         labels = [[str(pid), self._comm(view, pid), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])

@@ -27,11 +27,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """A line of /proc/self/mountinfo."""
+    """A line of /proc/self/mountinfo. options: the file system's own, such as user_id=0."""
 
+    number: int
     point: str
     fstype: str
     source: str
+    options: tuple[str, ...]
 
 
 def mounts(mountinfo: str | None = None) -> list[MountEntry]:
@@ -40,9 +42,18 @@ def mounts(mountinfo: str | None = None) -> list[MountEntry]:
     entries = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
-        fstype, source = after.split(" ")[:2]
-        entries.append(MountEntry(_unescaped(before.split(" ")[4]), fstype, _unescaped(source)))
+        number, _, _, _, point = before.split(" ")[:5]
+        fstype, source, options = after.split(" ")[:3]
+        entries.append(
+            MountEntry(int(number), _unescaped(point), fstype, _unescaped(source), tuple(options.split(",")))
+        )
     return entries
+
+
+def topmost(point: str) -> MountEntry | None:
+    """What is seen at point, where something is mounted there."""
+    there = [entry for entry in mounts() if entry.point == point]
+    return there[-1] if there else None
 
 
 def _unescaped(field: str) -> str:
@@ -58,8 +69,8 @@ def absolute(point: str | Path) -> str:
 
 def is_ours(point: str) -> bool:
     """Whether the topmost mount at point is pterefd's."""
-    there = [entry for entry in mounts() if entry.point == point]
-    return bool(there) and there[-1].fstype == FSTYPE
+    there = topmost(point)
+    return there is not None and there.fstype == FSTYPE
 
 
 def prepare(point: str) -> bool:
@@ -69,14 +80,21 @@ def prepare(point: str) -> bool:
     to be had. Nothing is changed where it raises, but for a dead mount.
     """
     recovered = False
-    while is_ours(point):
-        if _answer(point) not in DEAD:
-            raise Missing(f"{point}: {_resident(point)} is mounted there")
+    while is_dead(point):
         unmount(point, detach=True)
         recovered = True
     _check_directory(point)
     check_fuse()
     return recovered
+
+
+def is_dead(point: str) -> bool:
+    """Whether a daemon that is gone has left its mount at point. Missing where it lives."""
+    if not is_ours(point):
+        return False
+    if _answer(point) not in DEAD:
+        raise Missing(f"{point}: {_resident(point)} is mounted there")
+    return True
 
 
 def _answer(point: str) -> int | None:

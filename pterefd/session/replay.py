@@ -52,6 +52,7 @@ class Replay:
         self._living: set[int] = set()
         self._has_first = False
         self._anchor = (clock(), 0)  # wall seconds, trace ns: where the present speed began
+        self._beats = 0
         self._now = 0  # ns of the trace's time that have been run
         self._next_tick = 0
         self._reclaimer = reclaimer
@@ -73,6 +74,11 @@ class Replay:
     def speed(self) -> float | None:
         """Factor of real time, None for max."""
         return self._speed
+
+    @property
+    def beats(self) -> int | None:
+        """Moves on as long as run() does, every second at least but for a long batch; None where it need not."""
+        return self._beats if self._state == RUNNING else None
 
     def pause(self) -> None:
         """Stop before the next event; nothing where it is held or has ended."""
@@ -120,6 +126,7 @@ class Replay:
         stops = self._holds(batch)
         index, n = 0, len(batch)
         while index < n:
+            self._beats += 1
             if not self._wait_running():
                 return False
             if stops and index == stops[0]:
