@@ -6,9 +6,9 @@ is set: what was written to the mount meanwhile stays, where the file says what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pterefd import log, paths
 from pterefd.config import Config
@@ -19,9 +19,33 @@ from pterefd.session.machine import memory_of, profile_of
 from pterefd.session.sources import open_sources
 
 if TYPE_CHECKING:
-    from pterefd.daemon import Daemon
+    from pterefd.host.host import Host
+    from pterefd.metrics import HostCollector
+    from pterefd.reclaim.reclaimer import Reclaimer
+    from pterefd.session.replay import Replay
 
-Take = Callable[["Daemon", Config, Config], None]  # daemon, configuration before, now
+
+class Running(Protocol):
+    """The daemon, as far as a configuration sets it. settings: those in force.  stream: what is logged to."""
+
+    settings: Config
+    log: Any
+    stream: log.Stream | None
+    host: Host
+    reclaimer: Reclaimer
+    collector: HostCollector
+
+    @property
+    def replays(self) -> Sequence[Replay]:
+        """What runs on the host."""
+
+    def serve_metrics(self, address: tuple[str, int] | None) -> None:
+        """Serve the metrics there, None for nowhere. Missing, with nothing changed."""
+
+
+Take = Callable[["Running", Config, Config], None]  # daemon, configuration before, now
+
+PLUGIN_FILES = "plugins.directories"  # looked through for new and changed files at every reload
 
 # What a restart takes, and why.
 RESTART = {
@@ -39,19 +63,19 @@ RESTART = {
 }
 
 
-def _log(daemon: Daemon, _: Config, now: Config) -> None:
+def _log(daemon: Running, _: Config, now: Config) -> None:
     log.setup(now.daemon.log_format, now.daemon.log_level, daemon.stream)
 
 
-def _metrics_address(daemon: Daemon, _: Config, now: Config) -> None:
+def _metrics_address(daemon: Running, _: Config, now: Config) -> None:
     daemon.serve_metrics(now.metrics.address)
 
 
-def _max_mms(daemon: Daemon, _: Config, now: Config) -> None:
+def _max_mms(daemon: Running, _: Config, now: Config) -> None:
     daemon.collector.max_mms = now.metrics.max_mms
 
 
-def _vm(daemon: Daemon, before: Config, now: Config) -> None:
+def _vm(daemon: Running, before: Config, now: Config) -> None:
     if daemon.host.memory is None:
         return
     for name, value in now.host.vm.model_dump().items():
@@ -59,25 +83,25 @@ def _vm(daemon: Daemon, before: Config, now: Config) -> None:
             daemon.host.set_knob(name, value)
 
 
-def _speed(daemon: Daemon, _: Config, now: Config) -> None:
+def _speed(daemon: Running, _: Config, now: Config) -> None:
     for replay in daemon.replays:
         replay.set_speed(now.replay.speed)
 
 
-def _policy(daemon: Daemon, _: Config, now: Config) -> None:
+def _policy(daemon: Running, _: Config, now: Config) -> None:
     daemon.reclaimer.set_policy(now.plugins.policy)
 
 
-def _triggers(daemon: Daemon, _: Config, now: Config) -> None:
+def _triggers(daemon: Running, _: Config, now: Config) -> None:
     daemon.reclaimer.set_triggers(list(now.plugins.triggers))
 
 
-def _policies(daemon: Daemon, before: Config, now: Config) -> None:
+def _policies(daemon: Running, before: Config, now: Config) -> None:
     for name, values in _changed(before.plugins.policies, now.plugins.policies):
         daemon.reclaimer.set_tunables("policy", name, values)
 
 
-def _trigger(daemon: Daemon, before: Config, now: Config) -> None:
+def _trigger(daemon: Running, before: Config, now: Config) -> None:
     for name, values in _changed(before.plugins.trigger_tunables(), now.plugins.trigger_tunables()):
         daemon.reclaimer.set_tunables("trigger", name, values)
     old, new = before.plugins.policies_by_trigger(), now.plugins.policies_by_trigger()
@@ -95,18 +119,20 @@ def _changed(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> 
             yield name, values
 
 
-def _limits(daemon: Daemon, _: Config, now: Config) -> None:
+def _limits(daemon: Running, _: Config, now: Config) -> None:
     daemon.reclaimer.set_limits(now.plugins.deadline, now.plugins.failures)
 
 
-def _directories(daemon: Daemon, before: Config, now: Config) -> None:
+def _directories(daemon: Running, before: Config, now: Config) -> None:
     daemon.reclaimer.look_into(now.plugins.directories)
+    with suppress(BadInput):  # a file that has changed since the check; what does not fit is in the log
+        daemon.reclaimer.reload()
     gone = [str(path) for path in before.plugins.directories if path not in now.plugins.directories]
     if gone:
         daemon.log.warning("what is in stays until a restart", key="plugins.directories", directories=gone)
 
 
-def _at_the_next_look(_: Daemon, __: Config, ___: Config) -> None:
+def _at_the_next_look(_: Running, __: Config, ___: Config) -> None:
     """The main loop reads it of the settings."""
 
 
@@ -118,7 +144,7 @@ TAKEN: dict[str, Take] = {
     "daemon.log_level": _log,
     "host.vm": _vm,
     "replay.speed": _speed,
-    "plugins.directories": _directories,
+    PLUGIN_FILES: _directories,
     "plugins.policies": _policies,
     "plugins.trigger": _trigger,
     "plugins.policy": _policy,
@@ -164,20 +190,17 @@ def check(settings: Config, *, sources: bool) -> None:
         open_sources(settings.mms, plugins.workloads, f"{settings.where('mm')}: mm: ")
 
 
-def take_up(daemon: Daemon, now: Config) -> None:
+def take_up(daemon: Running, now: Config) -> None:
     """Set what differs; log it, and what has to wait for a restart. Raises PterefdError, with nothing changed."""
     before = daemon.settings
     old, new = keys(before), keys(now)
     differ = [key for key in new if new[key] != old[key]]
     check(now, sources=not {"replay.traces", "mm"}.isdisjoint(differ))
-    taken = [key for key in TAKEN if key in differ]
+    taken = [key for key in TAKEN if key in differ or key == PLUGIN_FILES]
     for key in taken:
         TAKEN[key](daemon, before, now)
-        if key == "plugins.directories":
-            with suppress(BadInput):  # what does not fit is in the log
-                daemon.reclaimer.reload()
     daemon.settings = _kept(before, now)
-    daemon.log.info("configuration reloaded", keys=taken)
+    daemon.log.info("configuration reloaded", keys=[key for key in taken if key in differ])
     for key in differ:
         if key in RESTART:
             daemon.log.warning("not taken up until a restart", key=key, reason=RESTART[key])

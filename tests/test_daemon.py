@@ -225,7 +225,7 @@ def test_what_a_new_user_does(start: Start, traces: list[Path], mnt: Path) -> No
     assert (code, acts) == (0, ["started", "reclaimed", "stopped"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_unmounts_and_leaves_nothing_behind(start: Start, mnt: Path, number: int) -> None:
     one = start()
     one.wait_for("held")
