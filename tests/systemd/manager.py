@@ -26,7 +26,7 @@ class Manager:
 
     def __init__(self, directory: Path, text: str = "", *, watchdog_seconds: float = 0, **options: Any) -> None:
         self.directory = directory
-        self.mount = directory / "mnt"
+        self.mount: Path = options.pop("mount", directory / "mnt")
         self.log = directory / "log"
         self.config = directory / "pterefd.toml"
         self.configure(text)
@@ -112,6 +112,7 @@ class Manager:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self.hear()
-        self._socket.close()
+        if self._socket.fileno() >= 0:
+            self.hear()
+            self._socket.close()
         return self.process.returncode
