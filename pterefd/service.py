@@ -85,7 +85,7 @@ class Watchdog:
         self._probes = probes
         self._log = log
         self._period = (service.watchdog_seconds or 0) / PINGS
-        self._asking: tuple[str, float] | None = None  # since when
+        self._asking: tuple[str, float] | None = None  # who does not answer, and since when not all have answered
         self._silent: str | None = None  # the probe that was complained about
         self._answered = False
         self._next = time.monotonic()
@@ -117,14 +117,15 @@ class Watchdog:
             self._log.error("no answer: the watchdog gets no pings", asked=self._silent)
 
     def _ask(self) -> None:
-        since = time.monotonic()
+        since, refused = time.monotonic(), None
         while not self._stopping.is_set():
             for what, probe in self._probes.items():
-                self._asking = (what, since)
+                self._asking = (refused or what, since)
                 if not probe():
+                    refused = what
                     break
-                since = time.monotonic()
             else:
+                since, refused = time.monotonic(), None
                 self._asking = None
                 self._answered = True
             self._stopping.wait(self._period / 2)

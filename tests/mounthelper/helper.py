@@ -7,21 +7,25 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+PROGRAM = (sys.executable, "-m", "pterefd.mounthelper")
+
+
 class MountHelper:
     """Listens at `socket` in a directory and goes by `table` there. stop() ends it with what it has started."""
 
-    def __init__(self, directory: Path, table: str) -> None:
+    def __init__(self, directory: Path, table: str, program: Sequence[str | Path] = PROGRAM) -> None:
         self.socket = directory / "socket"
         self.table = directory / "mounts.toml"
         self.table.write_text(table)
         self.log = directory / "helper.log"
         command = ["systemd-socket-activate", "--accept", "--seqpacket", f"--listen={self.socket}"]
-        command += [f"--setenv=PYTHONPATH={ROOT}", sys.executable, "-m", "pterefd.mounthelper"]
+        command += [f"--setenv=PYTHONPATH={ROOT}", *map(str, program)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen([*command, f"--table={self.table}"], stderr=log, start_new_session=True)
         self.said("Listening on")

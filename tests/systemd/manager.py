@@ -21,7 +21,8 @@ WAIT_SECONDS = 280  # kernels that changed are compiled first
 class Manager:
     """Starts `pterefd run` in a directory, with a configuration there, and hears what it says. stop() ends it.
 
-    Beside `text` the configuration has a mount at `mnt`, no port, full speed, and a trace that is held at its end.
+    whole: all of the configuration. Without it that is `text`, and a mount at `mnt`, no port, full speed, and a trace
+    that is held at its end.
     """
 
     def __init__(self, directory: Path, text: str = "", *, watchdog_seconds: float = 0, **options: Any) -> None:
@@ -29,7 +30,11 @@ class Manager:
         self.mount: Path = options.pop("mount", directory / "mnt")
         self.log = directory / "log"
         self.config = directory / "pterefd.toml"
-        self.configure(text)
+        whole = options.pop("whole", None)
+        if whole is None:
+            self.configure(text)
+        else:
+            self.config.write_text(whole)
         write_trace(directory / "trace.jsonl", options.pop("events", HELD))
         self.heard: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
