@@ -25,6 +25,7 @@ from pterefd.procfs.root import ROOT
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.reload import ABOUT, RESTART, TAKEN
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -169,6 +170,14 @@ def _range(field: FieldInfo) -> str:
     return f"{low}{limits['le']}"
 
 
+def reload() -> str:
+    """Every key of the configuration, and whether a reload takes it up."""
+    head = "| key | at a reload |\n| --- | --- |\n"
+    rows = [(key, ABOUT.get(key, "taken up")) for key in TAKEN]
+    rows += [(key, f"needs a restart: {why}") for key, why in RESTART.items()]
+    return head + "".join(f"| `{key}` | {what} |\n" for key, what in sorted(rows))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "nodes": nodes,
@@ -176,6 +185,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "profiles": profiles,
     "workloads": workloads,
+    "reload": reload,
     **exactness.PARTS,
 }
 

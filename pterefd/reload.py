@@ -154,6 +154,14 @@ TAKEN: dict[str, Take] = {
     "plugins.reload": _at_the_next_look,
 }
 
+# What is to be said of some of them.
+ABOUT = {
+    "metrics.address": "taken up; where it cannot be had, all of the reload is refused",
+    "host.vm": "taken up, each knob that differs; nothing where the host accounts no memory",
+    "replay.speed": "taken up, for every replay",
+    PLUGIN_FILES: "new ones are taken up; what is in stays until a restart",
+}
+
 
 def keys(settings: Config) -> dict[str, Any]:
     """Every key of the configuration, such as host.profile, with its value; lists of tables are one key."""
