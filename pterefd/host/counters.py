@@ -81,56 +81,58 @@ class MmCounters(NamedTuple):
 
 
 def from_row(row: Any) -> MmCounters:
-    """The counters in an mm's row (int64[MM_COLUMNS])."""
+    """The counters in an mm's row (int64[MM_COLUMNS]). By place, not by name: every read of a file of PID asks."""
     r = row.tolist()
-    tables = r[lo.M_NPTE] + r[lo.M_NPMD] + r[lo.M_NPUD] + r[lo.M_UNLOCATED]
-    huge = r[lo.M_E + lo.E_HUGE]
-    anon, file, shmem = r[lo.M_E + lo.E_ANON] + huge, r[lo.M_E + lo.E_FILE], r[lo.M_E + lo.E_SHMEM]
-    zero = r[lo.M_E + lo.E_ZERO] + r[lo.M_E + lo.E_HUGE_ZERO]
-    pages = {
-        "pgtables_bytes": tables,
-        "pte_bytes": r[lo.M_NPTE] + r[lo.M_UNLOCATED],
-        "pmd_bytes": r[lo.M_NPMD],
-        "pud_bytes": r[lo.M_NPUD],
-        "empty_bytes": r[lo.M_EMPTY],
-        "zero_bytes": r[lo.M_ZERO],
-        "kept_empty_bytes": r[lo.M_KEPT_EMPTY],
-        "kept_zero_bytes": r[lo.M_KEPT_ZERO],
-        "mixed_bytes": r[lo.M_MIXED],
-        "unlocated_bytes": r[lo.M_UNLOCATED],
-        "anon_bytes": anon,
-        "anon_huge_bytes": huge,
-        "file_bytes": file,
-        "shmem_bytes": shmem,
-        "swap_bytes": r[lo.M_E + lo.E_SWAP],
-        "total_vm_bytes": r[lo.M_TOTAL_VM],
-        "hiwater_vm_bytes": max(r[lo.M_HIWATER_VM], r[lo.M_TOTAL_VM]),
-        "hiwater_rss_bytes": max(r[lo.M_HIWATER_RSS], anon + file + shmem),
-        "locked_vm_bytes": r[lo.M_LOCKED_VM],
-        "data_vm_bytes": r[lo.M_DATA_VM],
-        "stack_vm_bytes": r[lo.M_STACK_VM],
-        "exec_vm_bytes": r[lo.M_EXEC_VM],
-        "peak_pgtables_bytes": max(r[lo.M_PEAK_TABLES] + r[lo.M_UNLOCATED], tables),
-        "peak_reclaimable_bytes": r[lo.M_PEAK_FREEABLE if r[lo.M_PROFILE] & PF_KEEPS else lo.M_PEAK_RECLAIMABLE],
-    }
+    page = lo.PAGE
+    entries = r[lo.M_E : lo.M_E + lo.N_STATES]
+    huge = entries[lo.E_HUGE]
+    anon, file, shmem = entries[lo.E_ANON] + huge, entries[lo.E_FILE], entries[lo.E_SHMEM]
+    zero = entries[lo.E_ZERO] + entries[lo.E_HUGE_ZERO]
+    unlocated = r[lo.M_UNLOCATED]
+    ptes = r[lo.M_NPTE] + unlocated
+    tables = ptes + r[lo.M_NPMD] + r[lo.M_NPUD]
+    peak = lo.M_PEAK_FREEABLE if r[lo.M_PROFILE] & PF_KEEPS else lo.M_PEAK_RECLAIMABLE
     return MmCounters(
-        **{name: count * lo.PAGE for name, count in pages.items()},
-        zero_entries=zero,
-        present_entries=zero + anon + file + shmem,
-        swap_entries=r[lo.M_E + lo.E_SWAP],
-        guard_entries=r[lo.M_E + lo.E_GUARD],
-        vmas=r[lo.M_VMAS + 1],
-        faults=r[lo.M_FAULTS],
-        last_fault_ns=r[lo.M_LAST_FAULT],
-        freed_by_itself=r[lo.M_FREED_AUTO],
-        freed_on_request=r[lo.M_FREED_REQUEST],
-        allocated_again=r[lo.M_AGAIN],
-        refcount_updates=r[lo.M_REF_UPDATES],
-        walker_pairs=r[lo.M_WALKS] + r[lo.M_FAULTS],
-        rmap_locks=r[lo.M_RMAP_LOCKS],
-        mmap_write_holds=r[lo.M_WRITE_HOLDS],
-        major_faults=r[lo.M_MAJOR] + r[lo.M_SWAP_INS],
-        swap_ins=r[lo.M_SWAP_INS],
-        away_ns=r[lo.M_AWAY],
-        reclaimable_since_ns=r[lo.M_SINCE],
+        tables * page,  # pgtables_bytes
+        ptes * page,
+        r[lo.M_NPMD] * page,
+        r[lo.M_NPUD] * page,
+        r[lo.M_EMPTY] * page,
+        r[lo.M_ZERO] * page,
+        r[lo.M_KEPT_EMPTY] * page,
+        r[lo.M_KEPT_ZERO] * page,
+        r[lo.M_MIXED] * page,
+        unlocated * page,
+        anon * page,  # anon_bytes
+        huge * page,
+        file * page,
+        shmem * page,
+        entries[lo.E_SWAP] * page,
+        r[lo.M_TOTAL_VM] * page,
+        max(r[lo.M_HIWATER_VM], r[lo.M_TOTAL_VM]) * page,
+        max(r[lo.M_HIWATER_RSS], anon + file + shmem) * page,
+        r[lo.M_LOCKED_VM] * page,
+        r[lo.M_DATA_VM] * page,
+        r[lo.M_STACK_VM] * page,
+        r[lo.M_EXEC_VM] * page,
+        zero,  # zero_entries
+        zero + anon + file + shmem,
+        entries[lo.E_SWAP],
+        entries[lo.E_GUARD],
+        r[lo.M_VMAS + 1],
+        r[lo.M_FAULTS],
+        r[lo.M_LAST_FAULT],
+        max(r[lo.M_PEAK_TABLES] + unlocated, tables) * page,  # peak_pgtables_bytes
+        r[peak] * page,
+        r[lo.M_FREED_AUTO],
+        r[lo.M_FREED_REQUEST],
+        r[lo.M_AGAIN],
+        r[lo.M_REF_UPDATES],
+        r[lo.M_WALKS] + r[lo.M_FAULTS],
+        r[lo.M_RMAP_LOCKS],
+        r[lo.M_WRITE_HOLDS],
+        r[lo.M_MAJOR] + r[lo.M_SWAP_INS],  # major_faults
+        r[lo.M_SWAP_INS],
+        r[lo.M_AWAY],
+        r[lo.M_SINCE],
     )

@@ -22,11 +22,13 @@ from pterefd.errors import BadInput, NoSuchMm
 from pterefd.hookspecs import Kinds, Usage
 from pterefd.host import counters, maps
 from pterefd.host.counters import MmCounters
-from pterefd.host.memory import Kill, Memory, default_min_free_kbytes, oom_badness, oom_score
+from pterefd.host.memory import ADMIN_RESERVE_KB, Kill, Memory, default_min_free_kbytes, oom_badness, oom_score
 from pterefd.host.pressure import OnPressure, Pressure
 from pterefd.host.process import Process
 from pterefd.host.ranking import Ranking
-from pterefd.host.view import KEPT, RECLAIMABLE, HostView
+from pterefd.host.stalls import Averages
+from pterefd.host.view import KEPT, RECLAIMABLE, RSS, TABLES, HostView
+from pterefd.host.walks import Walks
 from pterefd.mm import events as ev
 from pterefd.mm.fork import exit_mm, fork, new_mm
 from pterefd.mm.free_ptes import (
@@ -54,7 +56,8 @@ _LIFE = (
     *(ev.OP_EXEC, ev.OP_FORK, ev.OP_EXIT, ev.OP_THREAD, ev.OP_THREAD_EXIT),
     *(ev.OP_THP, ev.OP_MLOCKALL, ev.OP_MUNLOCKALL, ev.OP_MBIND),
 )
-_AMPLE_PAGES = 1 << 30  # totalpages where nothing is accounted: every score is that of a small task
+TOTALS = (*RSS, lo.M_E + lo.E_SWAP, *TABLES, lo.M_LOCKED_VM)  # what totals() sums up
+AMPLE_PAGES = 1 << 30  # totalpages where nothing is accounted: every score is that of a small task
 
 SYSV = "/SYSV"  # how the names of System V segments begin
 
@@ -124,6 +127,7 @@ class Host:
         self.seed = seed
         self._rng = random.Random(seed)
         self._pressure = Pressure(self, self._s, memory) if memory is not None else None
+        self.walks = Walks(self, self._s, self._object_names)
 
     # ---- running events -----------------------------------------------------------------------
 
@@ -370,7 +374,7 @@ class Host:
     # ---- publication --------------------------------------------------------------------------
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def looking(self) -> Iterator[None]:
         """The lock, for whoever comes in between two slices."""
         self._waiting += 1
         try:
@@ -397,7 +401,7 @@ class Host:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """The lock, for who changes something between two slices; told to the groups and published at the end."""
-        with self._asked():
+        with self.looking():
             try:
                 yield
             finally:
@@ -429,6 +433,11 @@ class Host:
             if before & 1 == 0 and int(self._seq[0]) == before:
                 return rows
             time.sleep(0)
+
+    @property
+    def publications(self) -> int:
+        """Changes with each publication; odd while one is being written."""
+        return int(self._seq[0])
 
     def published_rows(self, pids: frozenset[int] | None, columns: tuple[int, ...]) -> Any:
         """int64[n, columns]: of the rows of all mms, or of these, as last published, ascending by pid."""
@@ -496,7 +505,7 @@ class Host:
 
     def vmas(self, pid: int) -> list[maps.VmaRow]:
         """The mm's mappings, in order. Takes the lock."""
-        with self._asked():
+        with self.looking():
             return maps.rows(self._s, self.process(pid).mm, self._object_names)
 
     @property
@@ -513,7 +522,7 @@ class Host:
 
     def validate(self) -> None:
         """Recompute every counter from the entries; ValidationError where one differs."""
-        with self._asked():
+        with self.looking():
             for process in self._processes.values():
                 validate_mm(self._s, process.mm)
             mms = [process.mm for process in self._processes.values()]
@@ -570,11 +579,28 @@ class Host:
         """PTE pages made again after they were freed short of munmap: [c] those away for 2**(c-1) to 2**c ms."""
         return self._s.g[lo.G_AWAY : lo.G_AWAY + lo.AWAY_CLASSES].tolist()
 
+    @property
+    def stalls(self) -> Averages:
+        """How long events have waited for direct reclaim."""
+        return self._pressure.stalls.averages() if self._pressure is not None else Averages(0.0, 0.0, 0.0, 0)
+
+    @property
+    def committed(self) -> tuple[int, int]:
+        """(bytes, limit in mode 2): Committed_AS and CommitLimit; without accounts of memory the limit is 0."""
+        g = self._s.g
+        return int(g[lo.G_COMMITTED]) * lo.PAGE, (int(g[lo.G_COMMIT_LIMIT]) + (ADMIN_RESERVE_KB >> 2)) * lo.PAGE
+
+    def totals(self) -> MmCounters:
+        """What all mms hold together, as last published: each sum counts what two of them map twice."""
+        row = np.zeros(lo.MM_COLUMNS, dtype=np.int64)
+        row[list(TOTALS)] = self.published_rows(None, TOTALS).sum(axis=0)
+        return counters.from_row(row)
+
     def oom_score(self, pid: int) -> int:
         """What PID/oom_score shows."""
         process = self.process(pid)
         c = self.counters(pid)
-        total = self._pressure.totalpages(0) if self._pressure is not None else _AMPLE_PAGES
+        total = self._pressure.totalpages(0) if self._pressure is not None else AMPLE_PAGES
         pages = (c.rss_bytes // lo.PAGE, c.swap_bytes // lo.PAGE, c.pgtables_bytes // lo.PAGE)
         return oom_score(oom_badness(*pages, process.oom_score_adj, total), total)
 
@@ -593,7 +619,7 @@ class Host:
         """Set a knob of sys/vm; it has its effect from the next event on."""
         if self._pressure is None:
             raise BadInput(f"{name}: this host accounts no memory: [host] memory is not set")
-        with self._asked():
+        with self.looking():
             setattr(self._pressure.knobs, name, value)
             self._pressure.apply_knobs()
 
@@ -613,7 +639,7 @@ class Host:
         self.process(pid)
         begins = True
         while left > 0 and kinds & Kinds.BOTH:
-            with self._asked():
+            with self.looking():
                 process = self._processes.get(pid)
                 if process is None:
                     break
@@ -633,7 +659,7 @@ class Host:
         """Up to `left` mixed PTE pages of one mm; there is no bit for them, so its PTE pages are walked."""
         freed = at = 0
         while freed < left and at < lo.ADDRESS_END:
-            with self._asked():
+            with self.looking():
                 process = self._processes.get(pid)
                 if process is None:
                     break
@@ -649,7 +675,7 @@ class Host:
 
     def reclaimable_spans(self, pid: int) -> npt.NDArray[np.int64]:
         """int64[n], ascending: start of each span of the mm whose PTE page free_ptes would free now. NoSuchMm."""
-        with self._asked():
+        with self.looking():
             mm = self.process(pid).mm
             spans = np.empty(64, dtype=np.int64)
             while (n := int(list_reclaimable(self._s, mm, spans))) > len(spans):
@@ -658,7 +684,7 @@ class Host:
 
     def free_spans(self, pid: int, spans: npt.NDArray[np.int64]) -> tuple[int, int]:
         """Free the PTE pages of these spans that are reclaimable, and publish. Bytes as of free_ptes. NoSuchMm."""
-        with self._asked():
+        with self.looking():
             mm = self.process(pid).mm
             empty, zero = free_spans(self._s, mm, spans)
             mark_dirty(self._s, mm)
@@ -681,7 +707,7 @@ class Host:
 
     def set_unlocated(self, pid: int, pages: int) -> None:
         """A snapshot could not place this many PTE pages of the mm: shown, never counted as freeable."""
-        with self._asked():
+        with self.looking():
             mm = self.process(pid).mm
             self._s.mm[mm, lo.M_UNLOCATED] = pages
             mark_dirty(self._s, mm)

@@ -22,12 +22,20 @@ FLAG_NAMES = {
     lo.VM_HUGETLB: "hugetlb",
     lo.VM_PFNMAP: "pfnmap",
     lo.VM_IMPLIED: "implied",
+    lo.VM_RAND_READ: "random",
+    lo.VM_SEQ_READ: "sequential",
+    lo.VM_DONTDUMP: "dontdump",
+    lo.VM_MERGEABLE: "mergeable",
+    lo.VM_UFFD: "uffd",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class VmaRow:
-    """One mapping: [start, end) and offset in bytes, prot as "rw-", path "" for unnamed anonymous memory."""
+    """One mapping: [start, end) and offset in bytes, prot as "rw-", path "" for unnamed anonymous memory.
+
+    obj: record of what it shows in S.obj, 0 of anonymous memory.
+    """
 
     start: int
     end: int
@@ -36,6 +44,7 @@ class VmaRow:
     offset: int
     path: str
     flags: frozenset[str]
+    obj: int = 0
 
 
 def prot_text(flags: int) -> str:
@@ -61,5 +70,7 @@ def rows(s: State, m: int, names: dict[int, str]) -> list[VmaRow]:
             path = ""
         named = frozenset(name for bit, name in FLAG_NAMES.items() if flags & bit)
         offset = pgoff << lo.PAGE_SHIFT if obj > 0 else 0
-        result.append(VmaRow(start, end, prot_text(flags), bool(flags & lo.VM_SHARED), offset, path, named))
+        result.append(
+            VmaRow(start, end, prot_text(flags), bool(flags & lo.VM_SHARED), offset, path, named, max(obj, 0))
+        )
     return result

@@ -8,6 +8,7 @@ it; which pages are hot is not known, so the mm that has not faulted for longest
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from pterefd.host.memory import (
     host_watermarks,
     oom_badness,
 )
+from pterefd.host.stalls import Stalls
 from pterefd.mm.evict import drop_unmapped, evict_object, is_locked, mark_mapped, take_pages
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Pressure:
         self._ids = {name: number for number, name in enumerate(self._names)}
         self._failing = False  # kswapd has given up
         self._relieving = threading.Lock()
+        self.stalls = Stalls(time.monotonic_ns)  # of direct reclaim
         state.g[lo.G_ACCOUNT] = 1
         state.g[lo.G_GROUPS] = len(self._names)
         if len(self._names) > len(state.grp):
@@ -193,7 +196,8 @@ class Pressure:
         while self._free() < self.marks.min and self.panicked is None:
             self.vmstat["allocstall"] += 1
             wanted = max(self.marks.min - self._free(), SWAP_CLUSTER_MAX)
-            self._shrink(HOST, wanted, "direct")
+            with self.stalls.stalled():
+                self._shrink(HOST, wanted, "direct")
             if self._free() >= self.marks.min:
                 return
             if self._ask(Cause.OOM, HOST, self.marks.min - self._free()) and self._free() >= self.marks.min:
@@ -203,7 +207,8 @@ class Pressure:
     def _relieve_group(self, group: int, pid: int) -> None:
         """try_charge_memcg: reclaim within the group, what is asked before a kill, a kill."""
         while self._excess(group) > 0:
-            self._shrink(group, max(self._excess(group), SWAP_CLUSTER_MAX), "direct")
+            with self.stalls.stalled():
+                self._shrink(group, max(self._excess(group), SWAP_CLUSTER_MAX), "direct")
             if self._excess(group) <= 0:
                 return
             if self._ask(Cause.OOM, group, self._excess(group)) and self._excess(group) <= 0:

@@ -12,6 +12,7 @@ class Process:
     mm: record in the engine.  exec_number: 0 for the first program of the pid, one more with each exec.
     start_ns: the trace's time at which it was first seen.  uid, gid: -1 where the trace does not say.
     group: the group of mms that it belongs to, "" none; children inherit it.
+    start_stack: an address in its main stack, 0 while nobody has asked for it.
     """
 
     pid: int
@@ -26,6 +27,7 @@ class Process:
     exec_number: int = 0
     tids: set[int] = field(default_factory=set)
     group: str = ""
+    start_stack: int = 0
 
     @property
     def threads(self) -> int:

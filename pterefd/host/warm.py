@@ -24,7 +24,7 @@ _BASE = 1 << 40
 
 
 def warm() -> None:
-    """A short life on a small host: run_events, mlockall, mbind, fork, exit, publication and free_ptes are called."""
+    """A short life on a small host: whatever a host calls is called once."""
     ops = (ev.OP_EXEC, ev.OP_MMAP, ev.OP_FAULT, ev.OP_MLOCKALL, ev.OP_MBIND, ev.OP_FORK, ev.OP_EXIT)
     n = len(ops)
     batch = ev.Batch(
@@ -42,4 +42,5 @@ def warm() -> None:
     host = Host(named("v6.18"), limits=_LIMITS)
     host.run(batch, 0, n - 1)
     host.free_ptes(1, Kinds.BOTH | Kinds.MIXED, None)
+    host.walks.warm()
     host.run(batch, n - 1, n)

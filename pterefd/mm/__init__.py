@@ -12,5 +12,6 @@ remap    mmap, brk, mremap (mm/mmap.c, mm/mremap.c)
 fork     fork and exit (kernel/fork.c)
 overcommit  which mappings are refused (mm/util.c)
 evict    what reclaim takes (mm/vmscan.c, mm/rmap.c)
+smaps    walks that only look (fs/proc/task_mmu.c)
 step     one batch of events, op by op
 """

@@ -206,9 +206,46 @@ def _split_in_span(s, m, span, f, keep):
 
 
 @kernel
+def _locks_in_span(s, m, span, f):
+    """Does a mapping with VM_LOCKED show a page of folio f in this span?"""
+    p = page_of(s, m, span)
+    if p == 0:
+        return False
+    if is_huge(s, p):
+        return folio_of(s, p) == f and is_locked_at(s, m, span)
+    x = s.pte[p, P_ENT]
+    if x <= 0 or s.entfol[x] == 0:
+        return False
+    for j in range(512):
+        v = member(s, x, j)
+        if v > 0 and v >> FROW_SHIFT == f and is_locked_at(s, m, span + (j << PAGE_SHIFT)):
+            return True
+    return False
+
+
+@kernel
+def _stays_mlocked(s, m, f):
+    """Is folio f mlocked still when all its pages are unmapped for a split?
+
+    unmap_folio takes each page from its mapping, and one with VM_LOCKED munlocks the whole folio (munlock_vma_folio).
+    """
+    if not s.fol[f, F_MLOCKED]:
+        return False
+    if not s.mm[m, M_MOVED]:
+        return not _locks_in_span(s, m, s.fol[f, F_SPAN] << SPAN_SHIFT, f)
+    addr = next_page(s, m, 0, 1 << 47)
+    while addr < 1 << 47:
+        span = addr & ~(SPAN - 1)
+        if _locks_in_span(s, m, span, f):
+            return False
+        addr = next_page(s, m, span + SPAN, 1 << 47)
+    return True
+
+
+@kernel
 def split_folio(s, m, f):
     """split_huge_page of a folio that mm m alone maps; remap_page looks at what the pages hold."""
-    keep = s.fol[f, F_MLOCKED] != 0 or not s.mm[m, M_PROFILE] & PF_SPLIT_ZERO
+    keep = not s.mm[m, M_PROFILE] & PF_SPLIT_ZERO or _stays_mlocked(s, m, f)
     home = s.fol[f, F_SPAN] << SPAN_SHIFT
     if not s.mm[m, M_MOVED]:
         _split_in_span(s, m, home, f, keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ def _quiet(event: str, **fields: Any) -> None:
 class Faces:
     """A host, its reclaimer and the replays that feed it, as the tables of nodes see them.
 
+    booted: when the machine came up, seconds since 1970.
     note: called with an event's name and fields for each act that came through the mount (a write).
     """
 
@@ -28,4 +30,5 @@ class Faces:
     replays: Sequence[Replay] = ()
     version: str = "0"
     profile: str = ""
+    booted: float = field(default_factory=time.time)
     note: Callable[..., None] = field(default=_quiet)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pterefd.errors import BadInput, NoSuchMm
 from pterefd.host.memory import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.maps import maps
+from pterefd.procfs.smaps import smaps, smaps_rollup
+from pterefd.procfs.stat import MOUNTS, cgroup, exe, io, limits, stat, statm
 from pterefd.procfs.status import owner, status
-from pterefd.procfs.tree import Content, Dir, Family, File, Reader
+from pterefd.procfs.task import TASKS, cmdline, comm, name_to_pid, text
+from pterefd.procfs.tree import Content, Dir, Family, File, Link, Reader
 
 _KSTRTOINT = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)")
-
-
-def name_to_pid(name: str) -> int | None:
-    """fs/proc/generic.c:name_to_int(): decimal digits without a leading zero."""
-    if not (name.isascii() and name.isdecimal()) or name[0] == "0" or len(name) > 10:
-        return None
-    return int(name)
 
 
 def _find(faces: Faces, _: object, name: str) -> int | None:
@@ -39,14 +35,6 @@ def _names(faces: Faces, _: object) -> Iterable[str]:
 
 def _owner(faces: Faces, pid: int) -> tuple[int, int]:
     return owner(faces.host.process(pid))
-
-
-def _comm(faces: Faces, pid: int) -> str:
-    return faces.host.process(pid).comm + "\n"
-
-
-def _cmdline(faces: Faces, pid: int) -> str:
-    return "".join(arg + "\0" for arg in faces.host.process(pid).cmdline)
 
 
 def _oom_score_adj(faces: Faces, pid: int, text: str) -> None:
@@ -78,6 +66,14 @@ def _bytes(name: str, help: str, field: str | None = None) -> File:
     return File(name, 0o444, help, unit="bytes", read=_counter(field or name))
 
 
+def _pte_pages(faces: Faces, pid: int) -> Iterator[str]:
+    for part in faces.host.walks.pte_pages(pid):
+        yield "".join(
+            f"{run.start:08x}-{run.start + (run.pages << 21):08x} {run.pages} {run.mapped} {run.zero} {run.kind}\n"
+            for run in part
+        )
+
+
 PT_RECLAIM = Dir(
     "pt_reclaim",
     (
@@ -97,9 +93,11 @@ PT_RECLAIM = Dir(
 PID = Dir(
     "PID",
     (
-        File("status", 0o444, "Names, ids and memory of the process, in the kernel's lines.", read=status),
-        File("comm", 0o444, "Name of the process, up to 15 characters.", read=_comm),
-        File("cmdline", 0o444, "Arguments of the process, each ended by a NUL.", read=_cmdline),
+        text("stat", "State, ids, faults and sizes of the process, in the kernel's 52 fields.", stat),
+        text("statm", "Sizes of the mm, in pages: total, resident, shared, text, 0, data, 0.", statm),
+        text("status", "Names, ids and memory of the process, in the kernel's lines.", status),
+        text("comm", "Name of the process, up to 15 characters.", comm),
+        text("cmdline", "Arguments of the process, each ended by a NUL.", cmdline),
         File(
             "oom_score",
             0o444,
@@ -114,11 +112,33 @@ PID = Dir(
             read=lambda faces, pid: f"{faces.host.process(pid).oom_score_adj}\n",
             write=_oom_score_adj,
         ),
-        File("maps", 0o444, "Mappings of the mm, in ascending order.", read=maps),
+        text("maps", "Mappings of the mm, in ascending order.", maps),
+        text("smaps", "What each mapping holds: the kernel's lines, and Reclaimable_PT.", smaps),
+        text("smaps_rollup", "The same of all mappings together.", smaps_rollup),
+        File(
+            "pte_pages",
+            0o444,
+            "PTE pages of the mm: addresses, number, entries of each that are mapped and that map the zero page, "
+            "and kind; equal neighbours on one line.",
+            Content.STREAM,
+            read=_pte_pages,
+        ),
         _bytes(
             "reclaimable_pt_bytes", "PTE pages that free_ptes would free now: empty and zero ones, less kept_bytes."
         ),
         PT_RECLAIM,
+        text("cgroup", "The group of mms that the process belongs to.", cgroup),
+        text("io", "I/O of the process, in the kernel's lines: pages read from swap.", io),
+        text("limits", "Limits of the process, which are a fresh one's.", limits),
+        text("mounts", "Mounts of the machine: none but its root and proc.", lambda _faces, _pid: MOUNTS),
+        text("schedstat", "Times of the process, which are 0.", lambda _faces, _pid: "0 0 0\n"),
+        text("wchan", "Where the process waits, which is not known: 0.", lambda _faces, _pid: "0"),
+        File("environ", 0o400, "Environment of the process, which is not known: empty.", read=lambda _faces, _pid: ""),
+        Link("exe", "The program: the lowest file that is mapped.", exe),
+        Link("cwd", "Working directory, which is not known: /.", lambda _faces, _pid: "/"),
+        Link("root", "Root directory.", lambda _faces, _pid: "/"),
+        Dir("fd", (), "Descriptors of the process, which are not known: empty."),
+        TASKS,
     ),
 )
 

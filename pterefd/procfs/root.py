@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pterefd.procfs.faces import Faces
+from pterefd.procfs.machine import FILES, SYS_KERNEL
 from pterefd.procfs.pid import PIDS
 from pterefd.procfs.sys_pterefd import SYS_PTEREFD
 from pterefd.procfs.tree import Dir, Tree
 from pterefd.procfs.vm import SYS_VM
 
-SYS = Dir("sys", (SYS_VM, SYS_PTEREFD), "Knobs: the kernel's own under vm, the daemon's under pterefd.")
+SYS = Dir("sys", (SYS_VM, SYS_KERNEL, SYS_PTEREFD), "Knobs: the kernel's own under vm, the daemon's under pterefd.")
 
-ROOT = Dir("", (SYS, PIDS), "A host: its mms by pid, and its knobs.")
+ROOT = Dir("", (*FILES, SYS, PIDS), "A host: its mms by pid, its memory, and its knobs.")
 
 
 def proc_tree(faces: Faces) -> Tree:

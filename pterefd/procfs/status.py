@@ -17,34 +17,37 @@ if TYPE_CHECKING:
 NO_SIGNALS = "0" * 16
 
 
-def status(faces: Faces, pid: int) -> str:
-    """The whole file."""
+# fs/proc/array.c:task_state(). A process of a trace sleeps: nothing here runs it.
+_TASK = (
+    "Name:\t%s\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t%d\nNgid:\t0\nPid:\t%d\nPPid:\t%d\nTracerPid:\t0\n"
+    "Uid:\t%d\t%d\t%d\t%d\nGid:\t%d\t%d\t%d\t%d\nFDSize:\t0\nGroups:\t \n"
+    "NStgid:\t%d\nNSpid:\t%d\nNSpgid:\t%d\nNSsid:\t%d\nKthread:\t0\n"
+)
+# fs/proc/task_mmu.c:task_mem(), in its order
+MEMORY_KEYS = (
+    *("VmPeak", "VmSize", "VmLck", "VmPin", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem"),
+    *("VmData", "VmStk", "VmExe", "VmLib", "VmPTE", "VmSwap", "HugetlbPages"),
+)
+_MEMORY = "".join(f"{key}:\t%8d kB\n" for key in MEMORY_KEYS) + "CoreDumping:\t0\nTHP_enabled:\t0\n"
+# fs/proc/array.c:task_sig() and task_context_switch_counts(): no signals, no switches here
+_SIGNALS = (
+    "Threads:\t%d\nSigQ:\t0/0\n"
+    + "".join(f"{key}:\t{NO_SIGNALS}\n" for key in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"))
+    + "voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n"
+)
+_ALL = _TASK + _MEMORY + _SIGNALS
+
+
+def status(faces: Faces, pid: int, tid: int | None = None) -> str:
+    """The whole file, of a process or of its thread tid: read most of all files, so made in one go."""
     process, mm = faces.host.process(pid), faces.host.counters(pid)
-    return _task(process) + _memory(mm) + _signals(process)
-
-
-def _task(process: Process) -> str:
-    """fs/proc/array.c:task_state(). A process of a trace sleeps: nothing here runs it."""
-    pid = process.pid
     uid, gid = owner(process)
-    return (
-        f"Name:\t{escaped(process.comm)}\n"
-        "Umask:\t0022\n"
-        "State:\tS (sleeping)\n"
-        f"Tgid:\t{pid}\n"
-        "Ngid:\t0\n"
-        f"Pid:\t{pid}\n"
-        f"PPid:\t{process.ppid}\n"
-        "TracerPid:\t0\n"
-        f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
-        f"Gid:\t{gid}\t{gid}\t{gid}\t{gid}\n"
-        "FDSize:\t0\n"
-        "Groups:\t \n"
-        f"NStgid:\t{pid}\n"
-        f"NSpid:\t{pid}\n"
-        f"NSpgid:\t{pid}\n"
-        f"NSsid:\t{pid}\n"
-        "Kthread:\t0\n"
+    thread = pid if tid is None else tid
+    return _ALL % (
+        *(escaped(process.comm), pid, thread, process.ppid, uid, uid, uid, uid, gid, gid, gid, gid),
+        *(pid, thread, pid, pid),
+        *memory_sizes(mm),
+        process.threads,
     )
 
 
@@ -59,38 +62,24 @@ def escaped(comm: str) -> str:
     return comm.replace("\\", "\\\\").replace("\n", "\\n")
 
 
-def memory_lines(mm: MmCounters) -> tuple[tuple[str, int], ...]:
-    """(key, bytes) of the lines of fs/proc/task_mmu.c:task_mem(), in its order."""
+def memory_sizes(mm: MmCounters) -> tuple[int, ...]:
+    """kB of the lines of memory, in their order."""
     rss = mm.anon_bytes + mm.file_bytes + mm.shmem_bytes
     return (
-        ("VmPeak", max(mm.hiwater_vm_bytes, mm.total_vm_bytes)),
-        ("VmSize", mm.total_vm_bytes),
-        ("VmLck", mm.locked_vm_bytes),
-        ("VmPin", 0),
-        ("VmHWM", max(mm.hiwater_rss_bytes, rss)),
-        ("VmRSS", rss),
-        ("RssAnon", mm.anon_bytes),
-        ("RssFile", mm.file_bytes),
-        ("RssShmem", mm.shmem_bytes),
-        ("VmData", mm.data_vm_bytes),
-        ("VmStk", mm.stack_vm_bytes),
-        ("VmExe", mm.exec_vm_bytes),  # all that is executable: a trace does not say which part is the program's
-        ("VmLib", 0),
-        ("VmPTE", mm.pgtables_bytes),
-        ("VmSwap", mm.swap_bytes),
-        ("HugetlbPages", 0),
-    )
-
-
-def _memory(mm: MmCounters) -> str:
-    lines = "".join(f"{key}:\t{value >> 10:8d} kB\n" for key, value in memory_lines(mm))
-    return lines + "CoreDumping:\t0\nTHP_enabled:\t0\n"
-
-
-def _signals(process: Process) -> str:
-    """fs/proc/array.c:task_sig() and task_context_switch_counts(): no signals, no switches here."""
-    masks = "".join(f"{key}:\t{NO_SIGNALS}\n" for key in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"))
-    return (
-        f"Threads:\t{process.threads}\n"
-        "SigQ:\t0/0\n" + masks + "voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n"
+        max(mm.hiwater_vm_bytes, mm.total_vm_bytes) >> 10,
+        mm.total_vm_bytes >> 10,
+        mm.locked_vm_bytes >> 10,
+        0,
+        max(mm.hiwater_rss_bytes, rss) >> 10,
+        rss >> 10,
+        mm.anon_bytes >> 10,
+        mm.file_bytes >> 10,
+        mm.shmem_bytes >> 10,
+        mm.data_vm_bytes >> 10,
+        mm.stack_vm_bytes >> 10,
+        mm.exec_vm_bytes >> 10,  # all that is executable: a trace does not say which part is the program's
+        0,
+        mm.pgtables_bytes >> 10,
+        mm.swap_bytes >> 10,
+        0,
     )

@@ -15,13 +15,14 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pterefd.procfs.intwrite import INT_MAX, INT_MIN, parse_int
 
-Reader = Callable[[Any, Any], str | bytes]
+Reader = Callable[[Any, Any], str | bytes | Iterator[str]]
 IntWriter = Callable[[Any, Any, int], None]
 TextWriter = Callable[[Any, Any, str], None]
 
@@ -32,6 +33,7 @@ class Content(enum.Enum):
     TEXT = "text"  # fs/seq_file.c: generated at offset 0, later offsets from that snapshot
     INT = "int"  # kernel/sysctl.c proc_dointvec_minmax: reads beyond offset 0 are empty
     STRING = "string"  # kernel/sysctl.c proc_dostring: a name or a few
+    STREAM = "stream"  # as TEXT, made while it is read: read returns an iterator of its parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,29 +144,39 @@ class Tree:
         self.ctx = ctx
         self.uid, self.gid = os.geteuid(), os.getegid()
         self._root = Found(root, None, None)
-        self._fixed: dict[str, Found] = {}  # paths that lead through no family: a few dozen
+        # paths that lead through no family, a few dozen: what is there, and what says whether it is there now
+        self._fixed: dict[str, tuple[Found, list[tuple[Callable[[Any, Any], bool], Any]]]] = {}
 
     # -- looking things up ------------------------------------------------------------------
     def find(self, path: str) -> Found:
         """The node at an absolute path; ENOENT or ENOTDIR where there is none."""
-        found = self._fixed.get(path)
-        if found is None:
-            found = self._root
-            fixed = True
-            for name in path.split("/"):
-                if name:
-                    found, fixed = self._step(found, name, fixed)
-            if fixed:
-                self._fixed[path] = found
+        known = self._fixed.get(path)
+        if known is not None:
+            found, conditions = known
+            for exists, obj in conditions:
+                if not exists(self.ctx, obj):
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return found
+        found = self._root
+        conditions = []
+        fixed = True
+        for name in path.split("/"):
+            if name:
+                found, stays = self._step(found, name, conditions)
+                fixed &= stays
+        if fixed:
+            self._fixed[path] = found, conditions
         return found
 
-    def _step(self, at: Found, name: str, fixed: bool) -> tuple[Found, bool]:
-        """One name further down. fixed: whether the same path always leads to the same node."""
+    def _step(
+        self, at: Found, name: str, conditions: list[tuple[Callable[[Any, Any], bool], Any]]
+    ) -> tuple[Found, bool]:
+        """One name further down; and whether it always leads to the same node, given its conditions."""
         if not isinstance(at.entry, Dir):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         child = at.entry.named.get(name)
         if child is not None:
-            return self._static(at, child, fixed)
+            return self._static(at, child, conditions)
         for source in at.entry.dynamic:
             if isinstance(source, Family):
                 obj = source.find(self.ctx, at.obj, name)
@@ -176,16 +188,17 @@ class Tree:
                         return Found(row, at.obj, at.family), False
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    def _static(self, at: Found, child: Entry, fixed: bool) -> tuple[Found, bool]:
+    def _static(
+        self, at: Found, child: Entry, conditions: list[tuple[Callable[[Any, Any], bool], Any]]
+    ) -> tuple[Found, bool]:
         obj = at.obj
         if not isinstance(child, Link) and child.exists is not None:
-            fixed = False
+            conditions.append((child.exists, obj))
             if not child.exists(self.ctx, obj):
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if isinstance(child, Dir) and child.obj is not None:
-            fixed = False
-            obj = child.obj(self.ctx, obj)
-        return Found(child, obj, at.family), fixed
+            return Found(child, child.obj(self.ctx, obj), at.family), False
+        return Found(child, obj, at.family), True
 
     def attributes(self, path: str) -> Attributes:
         """What stat says of the node at path."""
@@ -245,7 +258,7 @@ class Tree:
 class OpenFile:
     """One open(): its snapshot, and where an appender stands."""
 
-    __slots__ = ("_appended", "append", "ctx", "node", "obj", "snapshot")
+    __slots__ = ("_appended", "_parts", "_reading", "_start", "append", "ctx", "node", "obj", "snapshot")
 
     def __init__(self, node: File, ctx: Any, obj: Any, *, append: bool = False) -> None:
         self.node = node
@@ -254,17 +267,42 @@ class OpenFile:
         self.append = append
         self._appended = 0
         self.snapshot: bytes | None = None
+        self._reading = threading.Lock()  # of a stream: two threads may read one descriptor
+        self._parts: Iterator[str] = iter(())  # ... what is still to come
+        self._start = 0  # ... and the offset of what is kept of it
 
     def read(self, size: int, offset: int) -> bytes:
         """Up to size bytes from offset. Offset 0 renders anew; later offsets show what was rendered then."""
         if self.node.content is Content.INT and offset:
             return b""  # __do_proc_dointvec: *ppos && !write reads nothing
+        if self.node.content is Content.STREAM:
+            return self._read_on(size, offset)
         if self.snapshot is None or offset == 0:
-            if self.node.read is None:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            text = self.node.read(self.ctx, self.obj)
+            text = self._render()
             self.snapshot = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
         return self.snapshot[offset : offset + size]
+
+    def _render(self) -> Any:
+        if self.node.read is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self.node.read(self.ctx, self.obj)
+
+    def _read_on(self, size: int, offset: int) -> bytes:
+        """A stream is kept from the last read's offset on; who goes back further begins anew."""
+        with self._reading:
+            if self.snapshot is None or offset == 0 or offset < self._start:
+                self._parts, self._start, self.snapshot = self._render(), 0, b""
+            kept = bytearray(self.snapshot)
+            while True:
+                passed = min(offset - self._start, len(kept))
+                del kept[:passed]
+                self._start += passed
+                part = next(self._parts, None) if len(kept) < size else None
+                if part is None:
+                    break
+                kept += part.encode("utf-8", "surrogateescape")
+            self.snapshot = bytes(kept)
+            return self.snapshot[:size] if self._start == offset else b""
 
     def write(self, data: bytes, offset: int) -> int:
         """Write at offset; returns the bytes taken, after the effect is published.
@@ -297,9 +335,9 @@ def mode_of(entry: Entry) -> int:
 
 def check_access(node: File, access: int) -> None:
     """EACCES where the owner's bits do not allow it. The kernel has checked who asks; root it lets pass."""
-    if node.content is Content.TEXT and node.write is None:
+    if node.content in (Content.TEXT, Content.STREAM) and node.write is None:
         return  # a plain proc file: root may open it for writing; the write is EINVAL
-    wanted = {os.O_RDONLY: 0o400, os.O_WRONLY: 0o200}.get(access, 0o600)
+    wanted = 0o400 if access == os.O_RDONLY else 0o200 if access == os.O_WRONLY else 0o600
     if node.mode & wanted != wanted:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 

@@ -350,6 +350,13 @@ def lock_left_by_move() -> Case:
 
 
 @case
+def lock_taken_by_a_split() -> Case:
+    c = advised("huge: a split munlocks a folio that stayed mlocked, where a mapping locks a page of it")
+    c.do("mlock", 0, M4, anon=1024).move(M1, K4, FAR, keep=True).do("mlock", M2 + 256 * K4, K4, huge=-512)
+    return c.advise("free", M2, K4, anon=-511, zero=511)
+
+
+@case
 def lock_left_by_move_of_blocks() -> Case:
     c = Case(
         "blocks: DONTUNMAP takes VM_LOCKED off the mapping, but its blocks stay mlocked",

@@ -328,6 +328,13 @@ HUGE_CHANGES = (
         shown_by="huge: FREE, then PAGEOUT of a whole span drops it and leaves its PTE page",
     ),
     Change(
+        "mm.huge",
+        "        if _locks_in_span(s, m, span, f):",
+        "        if False:",
+        about="a split munlocks a folio that a locked mapping shows",
+        shown_by="huge: a split munlocks a folio that stayed mlocked, where a mapping locks a page of it",
+    ),
+    Change(
         "engine.huge",
         "        s.fol[folio_of(s, p), F_MLOCKED] = 1",
         "        pass",

@@ -11,7 +11,7 @@ import pytest
 
 from pterefd.host.counters import MmCounters
 from pterefd.host.process import Process
-from pterefd.procfs.status import escaped, memory_lines, status
+from pterefd.procfs.status import MEMORY_KEYS, escaped, memory_sizes, status
 
 # Written by the kernel, and not here: what is not simulated is left out.
 LEFT_OUT = re.compile(
@@ -99,8 +99,9 @@ def test_ids_are_those_of_the_process() -> None:
 
 
 def test_peaks_are_never_below_what_is_now() -> None:
-    lines = dict(memory_lines(counters(total_vm_bytes=8192, anon_bytes=4096, file_bytes=4096, hiwater_vm_bytes=4096)))
-    assert (lines["VmPeak"], lines["VmSize"], lines["VmHWM"], lines["VmRSS"]) == (8192, 8192, 8192, 8192)
+    sizes = memory_sizes(counters(total_vm_bytes=8192, anon_bytes=4096, file_bytes=4096, hiwater_vm_bytes=4096))
+    lines = dict(zip(MEMORY_KEYS, sizes, strict=True))
+    assert (lines["VmPeak"], lines["VmSize"], lines["VmHWM"], lines["VmRSS"]) == (8, 8, 8, 8)
 
 
 def test_a_name_with_a_newline_stays_on_its_line() -> None:

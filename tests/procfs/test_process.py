@@ -1,0 +1,171 @@
+"""Files of one process: fields where the kernel has them, sums that agree, a walk that is told as it is."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from pterefd.errors import NoSuchMm
+from pterefd.host.memory import Memory
+from pterefd.procfs.root import proc_tree
+from pterefd.procfs.tree import Tree
+from tests.house import AT, MIB, SPAN, Event, exec_, fault, house, mmap, spans
+
+STACK = 0x7FFF00000000
+PAGE = 4096
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return proc_tree(house(tmp_path).faces)
+
+
+def read(tree: Tree, path: str) -> str:
+    return tree.open(path, os.O_RDONLY).read(1 << 24, 0).decode()
+
+
+def numbers(text: str) -> dict[str, int]:
+    """Key -> number of lines such as `Rss:  12 kB`; where a key comes again they are added."""
+    found: dict[str, int] = {}
+    for key, value in re.findall(r"^(\w+): +(\d+)(?: kB)?$", text, re.MULTILINE):
+        found[key] = found.get(key, 0) + int(value)
+    return found
+
+
+# -- stat, statm ----------------------------------------------------------------------------------
+
+
+def test_stat_has_the_kernels_fields(tmp_path: Path) -> None:
+    events: list[Event] = [
+        exec_(5, "a) (b", uid=1),
+        mmap(5, STACK - MIB, MIB, flags="private,anonymous,growsdown,stack"),
+        mmap(5, AT, SPAN),
+        fault(5, AT, 10 * PAGE, write=True),
+        {"op": "thread", "pid": 5, "tid": 8},
+    ]
+    tree = proc_tree(house(tmp_path, [{"t": 2_500_000_000, **event} for event in events]).faces)
+    for path, tid, signal in (("/5/stat", 5, 17), ("/5/task/5/stat", 5, 17), ("/5/task/8/stat", 8, -1)):
+        text = read(tree, path)
+        assert text.startswith(f"{tid} (a) (b) S 0 5 5 ")
+        fields = text.rpartition(") ")[2].split()  # from field 3 on
+        assert len(fields) == 50
+        assert len(Path("/proc/self/stat").read_text().rpartition(") ")[2].split()) == 50
+        field = dict(enumerate(fields, 3))
+        assert (field[10], field[12]) == ("10", "0")  # minflt, majflt
+        assert field[20] == "2"  # threads
+        assert field[22] == "250"  # starttime, ticks
+        assert (field[23], field[24]) == (str(MIB + SPAN), "10")  # vsize in bytes, rss in pages
+        assert STACK - MIB <= int(field[28]) <= STACK  # startstack, by which pmap knows the stack
+        assert int(field[38]) == signal
+
+
+def test_statm(tree: Tree) -> None:
+    total, resident, shared, text, lib, data, dirty = map(int, read(tree, "/1/statm").split())
+    assert (total, resident) == ((11 * SPAN + 8192) // PAGE, 3 * 512)
+    assert (shared, text, lib, data, dirty) == (0, 2, 0, 11 * 512, 0)
+
+
+def test_links(tree: Tree) -> None:
+    assert tree.readlink("/1/exe") == "/usr/bin/redis-server"
+    assert (tree.readlink("/1/cwd"), tree.readlink("/1/root"), tree.readlink("/7/exe")) == ("/", "/", "/")
+
+
+def test_lines_are_the_kernels(tree: Tree) -> None:
+    """The same keys in the same order as /proc/self has, each line as wide."""
+    for name in ("io", "limits"):
+        ours, theirs = read(tree, f"/1/{name}"), Path(f"/proc/self/{name}").read_text()
+        keys = [re.match(r"(\D+?)(?:: | {2})", line) for line in theirs.splitlines()]
+        assert [line[: m.end()] for line, m in zip(ours.splitlines(), keys, strict=True) if m] == [
+            m[0] for m in keys if m
+        ]
+    for name in ("smaps", "smaps_rollup"):
+        theirs = Path(f"/proc/self/{name}").read_text()
+        wanted = list(dict.fromkeys(re.findall(r"^(\w+): +\d+(?: kB)?$", theirs, re.MULTILINE)))
+        found = list(dict.fromkeys(re.findall(r"^(\w+): +\d+(?: kB)?$", read(tree, f"/1/{name}"), re.MULTILINE)))
+        assert [key for key in found if key != "Reclaimable_PT"] == [key for key in wanted if key != "ProtectionKey"]
+        sized = re.search(r"^Rss: .*$", theirs, re.MULTILINE)
+        assert sized is not None
+        line = re.search(r"^Rss: .*$", read(tree, f"/1/{name}"), re.MULTILINE)
+        assert line is not None
+        assert len(line[0]) == len(sized[0])
+
+
+# -- smaps ----------------------------------------------------------------------------------------
+
+
+def test_smaps_sum_up_to_status(tree: Tree) -> None:
+    for pid in (1, 2, 7):
+        each, rollup, status = (numbers(read(tree, f"/{pid}/{name}")) for name in ("smaps", "smaps_rollup", "status"))
+        if pid != 2:  # an mm without mappings has neither
+            assert {key: each[key] for key in rollup if key in each} == {k: v for k, v in rollup.items() if k in each}
+            assert rollup["Anonymous"] == numbers(read(tree, f"/{pid}/status").replace("\t", " "))["RssAnon"]
+            assert rollup["Reclaimable_PT"] << 10 == int(read(tree, f"/{pid}/reclaimable_pt_bytes"))
+        assert status is not None
+
+
+def test_pages_that_fork_shares_are_shared_out(tmp_path: Path) -> None:
+    """Three processes map 100 pages, one has written 40 of its own since; 7 pages of a file are all of theirs."""
+    events: list[Event] = [
+        *(exec_(1, "one"), mmap(1, AT, SPAN), fault(1, AT, 100 * PAGE, write=True)),
+        mmap(1, 0x400000, 7 * PAGE, prot="r--", flags="private", path="/lib/x", offset=0, file_size=7 * PAGE),
+        fault(1, 0x400000, 7 * PAGE, write=False),
+        *({"op": "fork", "pid": 1, "child": child} for child in (2, 3)),
+        fault(3, AT, 40 * PAGE, write=True),
+        *(fault(pid, 0x400000, 7 * PAGE, write=False) for pid in (2, 3)),
+    ]
+    tree = proc_tree(house(tmp_path, events, Memory(1 << 30)).faces)
+    one, two, three = (numbers(read(tree, f"/{pid}/smaps_rollup")) for pid in (1, 2, 3))
+    # 40 pages of two, 60 of three: each page's part is rounded down, to 1/4096 byte
+    assert (one["Pss_Anon"], two["Pss_Anon"]) == (159, 159)
+    assert three["Pss_Anon"] == 160 + 80 - 1
+    assert (one["Shared_Dirty"], one["Private_Dirty"]) == (400, 0)
+    assert (three["Shared_Dirty"], three["Private_Dirty"]) == (240, 160)
+    assert [mm["Pss_File"] for mm in (one, two, three)] == [7 * PAGE // 3 >> 10] * 3
+    assert [mm["Shared_Clean"] for mm in (one, two, three)] == [28] * 3
+    write = tree.open("/1/oom_score_adj", os.O_WRONLY)
+    assert write.write(b"0", 0) == 1  # nothing has changed: the counts are kept
+    assert numbers(read(tree, "/1/smaps_rollup")) == one
+
+
+# -- pte_pages ------------------------------------------------------------------------------------
+
+
+def test_pte_pages_are_those_of_the_trace(tree: Tree) -> None:
+    assert read(tree, "/1/pte_pages").splitlines() == [
+        f"{AT:08x}-{AT + 3 * SPAN:08x} 3 512 0 data",
+        f"{AT + 3 * SPAN:08x}-{AT + 5 * SPAN:08x} 2 512 512 zero",
+        f"{AT + 5 * SPAN:08x}-{AT + 10 * SPAN:08x} 5 0 0 empty",
+    ]
+
+
+def test_pte_pages_of_many_runs_are_streamed(tmp_path: Path) -> None:
+    """More runs than one part holds; read in pieces of all sizes, and again from the middle."""
+    count = 9000
+    events: list[Event] = [
+        *(exec_(1, "holes"), mmap(1, AT, 2 * count * SPAN)),
+        *(fault(1, AT + 2 * i * SPAN, (1 + i % 3) * PAGE, write=True) for i in range(count)),
+    ]
+    tree = proc_tree(house(tmp_path, events).faces)
+    wanted = "".join(
+        f"{AT + 2 * i * SPAN:08x}-{AT + (2 * i + 1) * SPAN:08x} 1 {1 + i % 3} 0 data\n" for i in range(count)
+    ).encode()
+    for size in (1000, 65536, 1 << 24):
+        opened, got = tree.open("/1/pte_pages", os.O_RDONLY), b""
+        while part := opened.read(size, len(got)):
+            got += part
+        assert got == wanted
+    opened = tree.open("/1/pte_pages", os.O_RDONLY)
+    assert opened.read(50, 300_000) == wanted[300_000:300_050]
+    assert opened.read(50, 17) == wanted[17:67]
+    assert opened.read(50, len(wanted) + 5) == b""
+
+
+def test_an_mm_that_ends_under_a_walk(tmp_path: Path) -> None:
+    here = house(tmp_path, [*spans(1, full=1, zero=1, empty=1), *spans(4, full=1, zero=0, empty=0)])
+    opened = proc_tree(here.faces).open("/4/pte_pages", os.O_RDONLY)
+    here.host.take_away(4)
+    with pytest.raises(NoSuchMm):
+        opened.read(100, 0)
