@@ -77,7 +77,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 DEPENDENCIES ?= yes
 
-install: setup ## program, units, configuration, man page, completion: PREFIX=/usr/local DESTDIR= DEPENDENCIES=yes|no
+install: $(VENV)/.stamp-self ## program, units, configuration, man page, completion: PREFIX=/usr/local DESTDIR= DEPENDENCIES=yes|no
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' DEPENDENCIES='$(DEPENDENCIES)' setup/install.sh install $(BIN)/python
 
 uninstall: ## take away what `make install` put there, but for the configuration: PREFIX=/usr/local DESTDIR=

@@ -130,7 +130,8 @@ def test_without_root_the_missing_package_is_named() -> None:
 
 def test_make_lists_its_targets() -> None:
     result = subprocess.run(["make", "-s", "-C", str(ROOT)], capture_output=True, text=True, check=True)
-    for target in ("run", "test", "setup", "setup-test", "lint", "types", "bench", "recordings", "oracle", "clean"):
+    targets = ("run", "test", "setup", "setup-test", "lint", "types", "bench", "recordings", "oracle", "clean")
+    for target in (*targets, "install", "uninstall"):
         assert f"make {target} " in result.stdout
 
 

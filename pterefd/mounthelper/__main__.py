@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from pterefd.errors import EXIT_DONE, BadInput, PterefdError
@@ -22,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser("pterefd-mount", description=__doc__)
     parser.add_argument("--table", default=TABLE, metavar="FILE", help="the mounts that may be asked for (%(default)s)")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _stop)
     try:
         with _connection() as connection:
+            # As if the daemon had gone: it may be just then that this is unmounting, which must go on.
+            signal.signal(signal.SIGTERM, lambda *_: _end(connection))
             try:
                 serve(connection, options.table)
             except PterefdError as refusal:
@@ -42,8 +44,9 @@ def _connection() -> socket.socket:
     return socket.socket(fileno=LISTEN_FD)
 
 
-def _stop(*_: object) -> NoReturn:
-    sys.exit(EXIT_DONE)  # unmounts on its way out
+def _end(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import socket
 import stat
 import struct
 import sys
+from contextlib import suppress
 
 from pterefd.errors import BadInput, Missing
 from pterefd.mounthelper.table import plain, table
@@ -58,7 +59,8 @@ def serve(connection: socket.socket, path: str) -> None:
         clean = _unmount(point, ours)
         if new:
             _remove(point)
-    connection.send(packet(unmounted="clean" if clean else "detached"))
+    with suppress(OSError):  # of a daemon that is gone
+        connection.send(packet(unmounted="clean" if clean else "detached"))
 
 
 def _request(packet: bytes) -> tuple[str, bool]:
@@ -83,6 +85,8 @@ def _leftovers(point: str, uid: int) -> None:
         if there.fstype != mountpoint.FSTYPE or f"user_id={uid}" not in there.options:
             raise Missing(f"{point}: something else is mounted there")
         mountpoint.unmount(point, detach=True)
+        if mountpoint.topmost(point) == there:
+            raise Missing(f"{point}: what a dead daemon left cannot be taken away")
 
 
 def _directory(point: str, uid: int) -> tuple[bool, int]:

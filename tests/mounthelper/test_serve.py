@@ -16,10 +16,9 @@ import pytest
 
 from pterefd.procfs import mountpoint
 from tests.mounthelper.helper import ROOT, MountHelper
+from tests.systemd.installed import NOBODY, in_reach, open_way
 
 pytestmark = pytest.mark.mount
-
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -229,10 +228,8 @@ for point in sys.argv[2:]:
 
 def test_another_user_has_what_the_table_gives_that_user(helper: MountHelper, area: Path, tmp_path: Path) -> None:
     """nobody is let in by the file modes, and told apart by the kernel's word, not by anything that it says."""
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_mode & 0o001 == 0:
-            path.chmod(path.stat().st_mode | 0o011)
-    as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    open_way(tmp_path / "x")
+    as_nobody = [*in_reach(), "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     result = subprocess.run(
         [*as_nobody, sys.executable, "-c", CLIENT, helper.socket, area / "one", area / "theirs"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -55,3 +55,26 @@ def open_way(path: Path) -> None:
     for directory in path.parents:
         if directory.stat().st_mode & 0o001 == 0:
             directory.chmod(directory.stat().st_mode | 0o011)
+
+
+def in_reach(*, propagation: str = "slave", proc: str = "") -> tuple[str, ...]:
+    """A command's prefix: a mount namespace in which the Python that runs the tests can be run by every user.
+
+    proc: options of a /proc of its own.
+    """
+    prefix = Path(sys.base_prefix)
+    closed = [path for path in reversed(prefix.parents) if path.stat().st_mode & 0o001 == 0]
+    steps = ["set -e"]
+    if proc:
+        steps.append(f"mount -t proc -o {proc} proc /proc")
+    if closed:  # such as /root
+        steps += [
+            "kept=$(mktemp -d)",
+            f"mount --bind {prefix} $kept",
+            f"mount -t tmpfs -o mode=755 tmpfs {closed[0]}",
+            f"mkdir -p {prefix}",
+            f"mount --bind $kept {prefix}",
+            "umount $kept",
+            "rmdir $kept",
+        ]
+    return ("unshare", "--mount", "--propagation", propagation, "sh", "-c", "; ".join([*steps, 'exec "$@"']), "sh")

@@ -13,14 +13,16 @@ import pytest
 
 from pterefd.procfs import mountpoint
 from tests.mounthelper.helper import MountHelper
-from tests.systemd.installed import NOBODY, ROOT, kernels, open_way
+from tests.systemd.installed import NOBODY, ROOT, in_reach, kernels, open_way
 from tests.systemd.manager import Manager
 
 pytestmark = pytest.mark.mount
 
-# PrivateUsers= and the seccomp filters are left to systemd; this is what bears on the mount.
-UNIT = ("unshare", "--mount", "--propagation", "slave", "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}")
-UNIT += ("--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
+# What bears on the mount: a mount namespace, PrivateUsers=, ProcSubset=pid, no rights. The rest is left to systemd.
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs")
+AS_NOBODY += ("--bounding-set=-all", "--inh-caps=-all")
+USERS = ("unshare", "--user", "--map-current-user")
+UNIT = (*in_reach(proc="subset=pid"), *AS_NOBODY, *USERS)
 AS_ANOTHER = ("setpriv", "--reuid=4711", "--regid=4711", "--clear-groups")
 
 Start = Callable[..., Manager]
@@ -85,7 +87,7 @@ def test_the_mount_is_seen_outside(start: Start, area: Path) -> None:
         for line in Path(f"/proc/{one.process.pid}/status").read_text().splitlines()
         if ":\t" in line
     )
-    assert (status["NoNewPrivs"], status["CapEff"], status["CapBnd"]) == ("1", "0" * 16, "0" * 16)
+    assert (status["NoNewPrivs"], status["CapEff"], status["CapPrm"]) == ("1", "0" * 16, "0" * 16)
     assert status["Uid"].split()[0] == str(NOBODY)
     ours, theirs = (os.readlink(f"/proc/{pid}/ns/mnt") for pid in ("self", one.process.pid))
     assert ours != theirs
@@ -105,8 +107,7 @@ def test_without_allow_other_it_is_the_daemons_alone(start: Start, area: Path) -
     one.until_heard("READY=1")
     for as_ in ((), AS_ANOTHER):
         assert "Permission denied" in read(one.mount / "1/comm", *as_).stderr
-    as_nobody = UNIT[UNIT.index("setpriv") :]
-    one.until(lambda: read(one.mount / "1/comm", *as_nobody).stdout == "redis-server\n")
+    one.until(lambda: read(one.mount / "1/comm", *AS_NOBODY).stdout == "redis-server\n")
 
 
 def test_a_daemon_that_is_killed_leaves_no_mount(start: Start, area: Path) -> None:
@@ -123,7 +124,7 @@ def test_the_watchdog_sees_the_mount_from_inside(tmp_path: Path, start: Start) -
 
 
 def test_a_namespace_that_no_mount_reaches_is_named(start: Start, area: Path) -> None:
-    one = start(unit=("unshare", "--mount", "--propagation", "private", *UNIT[4:]))
+    one = start(unit=(*in_reach(propagation="private"), *AS_NOBODY))
     assert one.process.wait(280) == 3
     assert one.said().splitlines()[-1] == (
         f"pterefd: {area}/one: mounted, but not seen here: mounts must reach this mount namespace (slave)"
