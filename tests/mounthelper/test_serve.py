@@ -67,6 +67,11 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def child_of(helper: MountHelper) -> int:
+    """The process that serves the only connection."""
+    return int(subprocess.check_output(["pgrep", "-P", str(helper.process.pid)], text=True))
+
+
 def refused(helper: MountHelper, point: object, **request: Any) -> str:
     connection, answer, devices = ask(helper, mount=str(point), **request)
     with connection:
@@ -92,6 +97,8 @@ def test_it_mounts_hands_over_and_unmounts_when_asked(helper: MountHelper, area:
         assert "allow_other" not in there.options
         flags = next(line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {point} " in line)
         assert {"nosuid", "nodev", "noexec"} <= set(flags.split()[3].split(","))
+        kept = [os.readlink(path) for path in Path(f"/proc/{child_of(helper)}/fd").iterdir()]
+        assert "/dev/fuse" not in kept  # or the daemon's end would not be the mount's
         os.close(device)
         connection.send(b"{}")
         assert json.loads(connection.recv(8192)) == {"unmounted": "clean"}
@@ -113,16 +120,14 @@ def test_it_unmounts_when_the_other_end_is_gone(helper: MountHelper, area: Path)
 def test_a_helper_that_is_stopped_unmounts(helper: MountHelper, area: Path) -> None:
     connection, _, (device,) = ask(helper, mount=str(area / "one"))
     with connection:
-        (child,) = subprocess.check_output(["pgrep", "-P", str(helper.process.pid)], text=True).split()
-        os.kill(int(child), 15)
+        os.kill(child_of(helper), 15)
         until(lambda: mounted(area / "one") is None)
     os.close(device)
 
 
 def test_what_a_killed_helper_left_is_taken_away_for_the_same_user(helper: MountHelper, area: Path) -> None:
     connection, _, (device,) = ask(helper, mount=str(area / "one"))
-    (child,) = subprocess.check_output(["pgrep", "-P", str(helper.process.pid)], text=True).split()
-    os.kill(int(child), 9)
+    os.kill(child_of(helper), 9)
     assert connection.recv(1) == b""
     connection.close()
     os.close(device)
