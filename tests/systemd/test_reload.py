@@ -123,10 +123,15 @@ def test_what_can_change_does(start: Start, tmp_path: Path) -> None:
 
 
 def test_what_was_written_stays_where_the_file_says_what_it_said(start: Start) -> None:
-    one = start(JSON)
+    text = JSON + "host.memory = '1GiB'\n"
+    one = start(text)
     (one.mount / RECLAIM / "policy").write_text("none")
-    ((event, fields),) = events(one.reload(JSON + "plugins.failures = 7"))
-    assert (event, fields["keys"]) == ("configuration reloaded", ["plugins.failures"])
+    (one.mount / "sys/vm/swappiness").write_text("33")
+    lines = one.reload(text + "plugins.failures = 7\nhost.vm.max_map_count = 1000")
+    ((event, fields),) = events(lines)
+    assert (event, fields["keys"]) == ("configuration reloaded", ["host.vm", "plugins.failures"])
+    assert one.read("sys/vm/max_map_count") == "1000\n"
+    assert one.read("sys/vm/swappiness") == "33\n"
     assert one.read(RECLAIM + "policy") == "none\n"
 
 
