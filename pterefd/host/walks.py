@@ -42,7 +42,9 @@ KINDS = {
 
 
 class Smaps(NamedTuple):
-    """What smaps says of a mapping, in bytes: fs/proc/task_mmu.c struct mem_size_stats.
+    """What smaps says of a mapping, in bytes; all that is PSS in bytes << PSS_SHIFT, so that sums are the kernel's.
+
+    fs/proc/task_mmu.c struct mem_size_stats.  locked: the PSS of locked memory.
 
     reclaimable_pt: PTE pages that free_ptes would free now; one that several mappings share counts for the lowest.
     """
@@ -119,8 +121,6 @@ class Walks:
             self._check(process)
             swapped = [self._swapped(row) for row in rows]
         reclaimable = self._reclaimable(pid, rows)
-        fractions = (sm.SM_PSS, sm.SM_PSS_DIRTY, sm.SM_PSS_ANON, sm.SM_PSS_FILE, sm.SM_PSS_SHMEM, sm.SM_SWAP_PSS)
-        sums[:, fractions] >>= sm.PSS_SHIFT
         result = []
         for row, values, shmem, pages in zip(rows, sums.tolist(), swapped, reclaimable, strict=True):
             values[sm.SM_SWAP] += shmem

@@ -12,7 +12,7 @@ from pterefd.procfs.maps import maps
 from pterefd.procfs.smaps import smaps, smaps_rollup
 from pterefd.procfs.stat import MOUNTS, cgroup, exe, io, limits, stat, statm
 from pterefd.procfs.status import owner, status
-from pterefd.procfs.task import TASKS, cmdline, comm, name_to_pid, text
+from pterefd.procfs.task import TASKS, cmdline, comm, name_to_pid, set_comm, text
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Reader
 
 _KSTRTOINT = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)")
@@ -96,7 +96,7 @@ PID = Dir(
         text("stat", "State, ids, faults and sizes of the process, in the kernel's 52 fields.", stat),
         text("statm", "Sizes of the mm, in pages: total, resident, shared, text, 0, data, 0.", statm),
         text("status", "Names, ids and memory of the process, in the kernel's lines.", status),
-        text("comm", "Name of the process, up to 15 characters.", comm),
+        File("comm", 0o644, "Name of the process; no other may set it.", Content.STRING, read=comm, write=set_comm),
         text("cmdline", "Arguments of the process, each ended by a NUL.", cmdline),
         File(
             "oom_score",
@@ -128,7 +128,7 @@ PID = Dir(
         ),
         PT_RECLAIM,
         text("cgroup", "The group of mms that the process belongs to.", cgroup),
-        text("io", "I/O of the process, in the kernel's lines: pages read from swap.", io),
+        File("io", 0o400, "I/O of the process, in the kernel's lines: pages read from swap.", read=io),
         text("limits", "Limits of the process, which are a fresh one's.", limits),
         text("mounts", "Mounts of the machine: none but its root and proc.", lambda _faces, _pid: MOUNTS),
         text("schedstat", "Times of the process, which are 0.", lambda _faces, _pid: "0 0 0\n"),
@@ -137,7 +137,7 @@ PID = Dir(
         Link("exe", "The program: the lowest file that is mapped.", exe),
         Link("cwd", "Working directory, which is not known: /.", lambda _faces, _pid: "/"),
         Link("root", "Root directory.", lambda _faces, _pid: "/"),
-        Dir("fd", (), "Descriptors of the process, which are not known: empty."),
+        Dir("fd", (), "Descriptors of the process, which are not known: empty.", mode=0o500),
         TASKS,
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pterefd.host.walks import Smaps
+from pterefd.mm.smaps import PSS_SHIFT
 from pterefd.procfs.maps import map_line
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _AFTER_PSS = (
     ("Locked", "locked"),
     ("Reclaimable_PT", "reclaimable_pt"),
 )
+_FRACTIONS = {"pss", "pss_dirty", "pss_anon", "pss_file", "pss_shmem", "swap_pss", "locked"}
 _LINES = (("Rss", "rss"), ("Pss", "pss"), ("Pss_Dirty", "pss_dirty"), *_AFTER_PSS)
 _ROLLUP_LINES = (
     *(("Rss", "rss"), ("Pss", "pss"), ("Pss_Dirty", "pss_dirty")),
@@ -80,7 +82,13 @@ def _block(row: VmaRow, sums: Smaps) -> str:
 
 
 def _lines(names: tuple[tuple[str, str], ...], sums: Smaps) -> str:
-    return "".join(f"{name + ':':16}{(getattr(sums, field) if field else 0) >> 10:8d} kB\n" for name, field in names)
+    return "".join(f"{name + ':':16}{_kib(sums, field):8d} kB\n" for name, field in names)
+
+
+def _kib(sums: Smaps, field: str) -> int:
+    if not field:
+        return 0
+    return int(getattr(sums, field)) >> (10 + PSS_SHIFT if field in _FRACTIONS else 10)
 
 
 def _vm_flags(row: VmaRow) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ from pterefd.errors import NoSuchMm
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.stat import MOUNTS, cgroup, io, limits, stat, statm
 from pterefd.procfs.status import owner, status
-from pterefd.procfs.tree import Dir, Family, File
+from pterefd.procfs.tree import Content, Dir, Family, File
 
 _PID_DIGITS = 10
 
@@ -36,6 +38,11 @@ def _of_process(read: Callable[[Faces, int], str]) -> Callable[[Faces, Task], st
 def comm(faces: Faces, pid: int) -> str:
     """proc_pid_comm."""
     return faces.host.process(pid).comm + "\n"
+
+
+def set_comm(_faces: Faces, _obj: object, _text: str) -> None:
+    """fs/proc/base.c comm_write: only a thread of the process itself may."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def cmdline(faces: Faces, pid: int) -> str:
@@ -71,10 +78,10 @@ TASK = Dir(
         text("stat", "As PID/stat.", lambda faces, task: stat(faces, task.pid, task.tid)),
         text("status", "As PID/status.", lambda faces, task: status(faces, task.pid, task.tid)),
         text("statm", "As PID/statm.", _of_process(statm)),
-        text("comm", "As PID/comm.", _of_process(comm)),
+        File("comm", 0o644, "As PID/comm.", Content.STRING, read=_of_process(comm), write=set_comm),
         text("cmdline", "As PID/cmdline.", _of_process(cmdline)),
         text("cgroup", "As PID/cgroup.", _of_process(cgroup)),
-        text("io", "As PID/io.", _of_process(io)),
+        File("io", 0o400, "As PID/io.", read=_of_process(io)),
         text("limits", "As PID/limits.", _of_process(limits)),
         text("schedstat", "As PID/schedstat.", lambda _faces, _task: "0 0 0\n"),
         text("wchan", "As PID/wchan.", lambda _faces, _task: "0"),

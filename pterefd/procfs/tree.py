@@ -96,7 +96,7 @@ class Rows:
 class Dir:
     """A directory and its entries.
 
-    exists: False hides it (no replay: no replay/).  obj: replaces the enclosing family's.
+    exists: False hides it (no replay: no replay/).  obj: replaces the enclosing family's.  mode: permission bits.
     """
 
     name: str
@@ -104,6 +104,7 @@ class Dir:
     help: str = ""
     exists: Callable[[Any, Any], bool] | None = None
     obj: Callable[[Any, Any], Any] | None = None
+    mode: int = 0o555
     named: dict[str, File | Link | Dir] = field(init=False, repr=False, compare=False)
     dynamic: tuple[Family | Rows, ...] = field(init=False, repr=False, compare=False)
 
@@ -325,9 +326,9 @@ class OpenFile:
 
 
 def mode_of(entry: Entry) -> int:
-    """st_mode of an entry: directories 0555, links 0777, files as their table says."""
+    """st_mode of an entry: links 0777, files and directories as their table says."""
     if isinstance(entry, Dir):
-        return 0o040555
+        return 0o040000 | entry.mode
     if isinstance(entry, Link):
         return 0o120777
     return 0o100000 | entry.mode

@@ -9,6 +9,7 @@ import pytest
 
 from pterefd.host.host import Host
 from pterefd.host.memory import Memory
+from pterefd.mm.smaps import PSS_SHIFT
 from pterefd.reenact.agent import LocalProcess
 from pterefd.session.check import profile_for
 from pterefd.session.feed import Feed
@@ -68,14 +69,14 @@ def ours(tmp_path: Path, rows: list[Row]) -> Host:
 SAME = {
     "Size": lambda row, sums: row.end - row.start,
     "Rss": lambda _, sums: sums.rss,
-    "Pss": lambda _, sums: sums.pss,
+    "Pss": lambda _, sums: sums.pss >> PSS_SHIFT,
     "Shared": lambda _, sums: sums.shared_clean + sums.shared_dirty,
     "Private": lambda _, sums: sums.private_clean + sums.private_dirty,
     "Anonymous": lambda _, sums: sums.anonymous,
     "AnonHugePages": lambda _, sums: sums.anon_huge,
     "Swap": lambda _, sums: sums.swap,
-    "SwapPss": lambda _, sums: sums.swap_pss,
-    "Locked": lambda _, sums: sums.locked,
+    "SwapPss": lambda _, sums: sums.swap_pss >> PSS_SHIFT,
+    "Locked": lambda _, sums: sums.locked >> PSS_SHIFT,
 }
 
 

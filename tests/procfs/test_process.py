@@ -73,6 +73,15 @@ def test_links(tree: Tree) -> None:
     assert (tree.readlink("/1/cwd"), tree.readlink("/1/root"), tree.readlink("/7/exe")) == ("/", "/", "/")
 
 
+@pytest.mark.parametrize("where", ["", "/task/{}"])
+def test_modes_are_the_kernels(tree: Tree, where: str) -> None:
+    ours = dict(tree.listing("/1" + where.format(1)))
+    theirs = {path.name: path.lstat().st_mode for path in Path("/proc/self", where[1:].format(os.getpid())).iterdir()}
+    both = ours.keys() & theirs.keys()
+    assert {name: oct(ours[name]) for name in both} == {name: oct(theirs[name]) for name in both}
+    assert ours.keys() - both <= {"pte_pages", "reclaimable_pt_bytes", "pt_reclaim"}
+
+
 def test_lines_are_the_kernels(tree: Tree) -> None:
     """The same keys in the same order as /proc/self has, each line as wide."""
     for name in ("io", "limits"):
