@@ -11,8 +11,10 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pterefd.errors import BadInput, Missing
 
@@ -52,8 +54,7 @@ def mounts(mountinfo: str | None = None) -> list[MountEntry]:
 
 def topmost(point: str) -> MountEntry | None:
     """What is seen at point, where something is mounted there."""
-    there = [entry for entry in mounts() if entry.point == point]
-    return there[-1] if there else None
+    return next((entry for entry in reversed(mounts()) if entry.point == point), None)
 
 
 def _unescaped(field: str) -> str:
@@ -99,28 +100,31 @@ def is_dead(point: str) -> bool:
 
 def _answer(point: str) -> int | None:
     """errno of stat(point), 0 where it works, None where nothing came (a stopped daemon)."""
-    answers: list[int] = []
+    answer = _in_time(lambda: os.stat(point))
+    return 0 if isinstance(answer, os.stat_result) else answer
 
-    def ask() -> None:
+
+def _in_time(ask: Callable[[], Any]) -> Any:
+    """What ask() gave, the errno of what it raised, None where nothing came: it is asked in a thread that may hang."""
+    answers: list[Any] = []
+
+    def asking() -> None:
         try:
-            os.stat(point)
-            answers.append(0)
+            answers.append(ask())
         except OSError as e:
             answers.append(e.errno or errno.EIO)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=asking, daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
     return answers[0] if answers else None
 
 
 def _resident(point: str) -> str:
-    if _answer(point) is None:
+    pid = _in_time(Path(point, "sys/pterefd/pid").read_text)  # stat may have been answered from the kernel's cache
+    if pid is None:
         return "a pterefd that does not answer"
-    try:
-        return f"another pterefd (pid {Path(point, 'sys/pterefd/pid').read_text().strip()})"
-    except OSError:
-        return "another pterefd"
+    return f"another pterefd (pid {pid.strip()})" if isinstance(pid, str) else "another pterefd"
 
 
 def _check_directory(point: str) -> None:
