@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run install uninstall setup setup-test test lint types pytest format bench recordings record-programs oracle oracle-kernels lock docs scenarios wheel clean
+.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench recordings record-programs oracle oracle-kernels lock docs dashboards scenarios wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,9 @@ types: $(VENV)/.stamp-dev ## mypy
 pytest: setup setup-test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+clients: setup setup-test ## ps, top, psutil, node_exporter and the like on a mount, each held to numbers; ends with a table
+	@$(BIN)/python -m pytest -q tests/clients
+
 format: $(VENV)/.stamp-dev ## lay the code out with ruff
 	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format -q .
@@ -131,6 +134,10 @@ lock: $(VENV)/.stamp-venv ## resolve the pinned dependencies anew, with hashes
 
 docs: $(VENV)/.stamp-dev ## write the made parts of the documentation anew
 	@$(BIN)/python docs/generate.py
+
+dashboards: setup setup-test ## build etc/grafana/dashboards anew, and draw the pictures of docs/dashboards.md
+	@$(BIN)/python etc/grafana/build.py
+	@$(BIN)/python docs/dashboards.py
 
 scenarios: $(VENV)/.stamp-dev ## run the shipped scenarios and write docs/scenarios.md with its pictures anew
 	@$(BIN)/python docs/scenarios.py

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,20 +97,14 @@ def daemon(mount: Path, *args: str) -> Iterator[float]:
 
 @contextmanager
 def load(mount: Path) -> Iterator[None]:
-    """Another client that writes free_ptes, a hundred times a second."""
-    stopping = threading.Event()
-
-    def go() -> None:
-        while not stopping.wait(0.01):
-            (mount / "sys/vm/free_ptes").write_text("1")
-
-    thread = threading.Thread(target=go)
-    thread.start()
+    """Another client, a process of its own, that writes free_ptes a hundred times a second."""
+    program = "import sys, time\nwhile True:\n    open(sys.argv[1], 'w').write('1')\n    time.sleep(0.01)"
+    client = subprocess.Popen([sys.executable, "-c", program, str(mount / "sys/vm/free_ptes")])
     try:
         yield
     finally:
-        stopping.set()
-        thread.join()
+        client.kill()
+        client.wait()
 
 
 def many(path: Path) -> None:

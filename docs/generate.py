@@ -5,10 +5,12 @@ A made part stands between `<!-- made: NAME -->` and `<!-- end -->`; everything 
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -21,6 +23,7 @@ from pterefd.host.host import Host
 from pterefd.host.memory import GroupLimit, Memory
 from pterefd.metrics import HostCollector
 from pterefd.mm.profile import OPTIONS, PROFILES, Profile, named
+from pterefd.procfs.faces import Faces
 from pterefd.procfs.root import ROOT
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
 from pterefd.reclaim.plugins import Plugins
@@ -73,17 +76,37 @@ def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{path}{entry.name}", "link", entry.help
             case Dir():
                 yield from _nodes(entry, f"{path}{entry.name}/")
-            case Family():
+            case Family(each=Link()):
+                yield f"{path}{entry.label}", "link", entry.help
+            case Family(each=Dir() as each):
                 yield f"{path}{entry.label}/", "0555", entry.help
-                yield from _nodes(entry.each, f"{path}{entry.label}/")
+                yield from _nodes(each, f"{path}{entry.label}/")
             case Rows():
                 yield f"{path}{entry.label}", "0644", entry.help
+
+
+@cache
+def _hosts() -> tuple[Faces, Faces]:
+    """Without memory of its own, and with it."""
+    plugins = Plugins()
+    plugins.load([paths.share("plugins")])
+    hosts = Host(named("rfc-2022")), Host(named("rfc-2022"), memory=Memory(1 << 30))
+    without, having = (Faces(host, Reclaimer(host, plugins, log.get(), triggers=())) for host in hosts)
+    return without, having
+
+
+def _needs_memory(file: File) -> bool:
+    """Whether it is there only where the host has memory of its own."""
+    without, having = _hosts()
+    return file.exists is not None and file.exists(having, None) and not file.exists(without, None)
 
 
 def _what(file: File) -> str:
     notes = [file.unit] if file.unit else []
     if file.content is Content.INT:
         notes.append(f"{file.low}..{file.high}")
+    if _needs_memory(file):
+        notes.append("there with `host.memory` only")
     return f"{file.help} ({', '.join(notes)})" if notes else file.help
 
 
@@ -178,6 +201,17 @@ def reload() -> str:
     return head + "".join(f"| `{key}` | {what} |\n" for key, what in sorted(rows))
 
 
+def clients() -> str:
+    """What the tests hold each client to: the arguments of their `client` markers."""
+    rows = set()
+    for path in sorted((HERE.parent / "tests" / "clients").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.client":
+                client, package, compared = (ast.literal_eval(argument) for argument in node.args)
+                rows.add(f"| `{client}` | {package} | {compared} |\n")
+    return "| client | package | what is compared with the host |\n| --- | --- | --- |\n" + "".join(sorted(rows))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "nodes": nodes,
@@ -186,6 +220,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "profiles": profiles,
     "workloads": workloads,
     "reload": reload,
+    "clients": clients,
     **exactness.PARTS,
 }
 

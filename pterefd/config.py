@@ -42,6 +42,18 @@ WORDS = {
     "string_type": "should be a string",
     "bool_type": "should be true or false",
     "int_type": "should be a whole number",
+    "int_parsing": "should be an integer",
+    "int_from_float": "should be an integer",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "bool_parsing": "should be true or false",
+}
+# ... and of a range.
+RANGES = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
 }
 
 
@@ -68,8 +80,15 @@ def _speed(value: Any) -> float | None:
 
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value < 0):
-        raise BadInput(f"{value!r} is not a size (such as 16GiB)")
+        raise BadInput(f"{value!r} is not a size (such as 1GiB)")
     return quantities.size(str(value))
+
+
+def _memory(value: Any) -> int:
+    nbytes = _size(value)
+    if nbytes < 1 << 20:
+        raise BadInput(f"{value!r} is less than 1MiB, the least that a host can have (such as 1GiB)")
+    return nbytes
 
 
 def _tunable(value: Any) -> Any:
@@ -108,6 +127,7 @@ def _told(parse: Any) -> BeforeValidator:
 Address = Annotated[tuple[str, int] | None, _told(_off_or_address)]
 Helper = Annotated[str | None, _told(_off_or_path)]
 Size = Annotated[int, _told(_size)]
+MemorySize = Annotated[int, _told(_memory)]
 Tunable = Annotated[Any, _told(_tunable)]
 Duration = Annotated[float, _told(_duration)]
 Speed = Annotated[float | None, _told(_speed), PlainSerializer(lambda speed: "max" if speed is None else speed)]
@@ -163,7 +183,7 @@ class HostSection(_Section):
     """
 
     profile: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]*$")] = "rfc-2022"
-    memory: Size | None = None
+    memory: MemorySize | None = None
     swap: Size = 0
     zones: tuple[ZoneTable, ...] = ()
     vm: VmTable = Field(default_factory=VmTable)
@@ -178,10 +198,11 @@ class GroupTable(_Section):
 
 
 class ReplaySection(_Section):
-    """[replay]. speed: factor of real time, None for max."""
+    """[replay]. speed: factor of real time, None for max.  hold: each source before its pid 1 exits."""
 
     traces: tuple[Path, ...] = ()
     speed: Speed = 1.0
+    hold: StrictBool = True
 
 
 class MmSection(_Section):
@@ -266,6 +287,15 @@ class Config(_Section):
             yield
         except BadInput as error:
             raise BadInput(f"{self.where(key)}: {key}: {error}") from error
+
+    def where_mm(self, number: int) -> str:
+        """Where the mm of this number, among mms, was given: `FILE: mm.0.`; nothing for one of the command line."""
+        traces = len(self.replay.traces)
+        if "mm" in self._overridden:
+            return ""
+        return (
+            f"{self._source}: replay.traces.{number}" if number < traces else f"{self._source}: mm.{number - traces}."
+        )
 
     def where(self, key: str) -> str:
         """Where the value of a key, such as host.profile, was given: the file, or the command line."""
@@ -361,7 +391,18 @@ def reason(error: Any) -> str:
         return f"{key}: no such key"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    message = WORDS.get(error["type"], error["msg"].removeprefix("Input ").removeprefix("String "))
-    message = message[0].lower() + message[1:]
+    return f"{key}: {said(error)}"
+
+
+def said(error: Any) -> str:
+    """`should be at least 10, not 0` of one of pydantic's errors about a value."""
+    if error["type"] in RANGES:
+        words, limit = RANGES[error["type"]]
+        message = f"should be {words} {error['ctx'][limit]:g}"
+    else:
+        message = WORDS.get(error["type"]) or error["msg"]
+        for begin in ("Input ", "String ", "Value error, "):
+            message = message.removeprefix(begin)
+        message = " ".join((message[:1].lower() + message[1:]).split())
     shown = repr(error["input"])
-    return f"{key}: {message}, not {shown}" if len(shown) < 80 else f"{key}: {message}"
+    return f"{message}, not {shown}" if len(shown) < 80 else message

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from pterefd.host.memory import Kill
 from pterefd.host.warm import warm
 from pterefd.metrics import HostCollector, MetricsServer, shown_address
 from pterefd.procfs import fuse_impl, mountpoint
+from pterefd.procfs.caller import Callers
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.helped import Helped
 from pterefd.procfs.mount import Mount
@@ -34,9 +35,10 @@ from pterefd.procfs.root import proc_tree
 from pterefd.procfs.sys_pterefd import shown_speed
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
-from pterefd.service import Moved, Service, Watchdog
+from pterefd.service import Service, Watchdog
+from pterefd.session.conductor import Conductor
 from pterefd.session.machine import memory_of, profile_of
-from pterefd.session.replay import Replay
+from pterefd.session.replay import FIRST_PID, Replay
 from pterefd.session.sources import open_sources
 from pterefd.statusline import Status, StatusLine, text
 
@@ -70,7 +72,7 @@ class Daemon:
         plugins = Plugins()
         with settings.blamed("plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
-        sources = open_sources(settings.mms, plugins.workloads, f"{settings.where('mm')}: mm: ")
+        sources = open_sources(settings.mms, plugins.workloads, settings.where_mm)
         with settings.blamed("host.profile"):
             profile = profile_of(settings.host.profile, sources)
         with settings.blamed("host"):
@@ -90,18 +92,18 @@ class Daemon:
                 failures=settings.plugins.failures,
             )
         self.replays = [
-            Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed)
+            Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed, hold=settings.replay.hold)
             for number, source in enumerate(sources)
         ]
-        self.collector = HostCollector(self.host, self.reclaimer, max_mms=settings.metrics.max_mms, version=__version__)
+        self.conductor = Conductor(self.replays, self.host, self.reclaimer)
+        self.collector = HostCollector(
+            self.host, self.reclaimer, self.replays, max_mms=settings.metrics.max_mms, version=__version__
+        )
         self.reclaimer.on_result(self.collector.observe)
         self.host.on_kill = self._killed
         self.metrics = self._metrics(settings.metrics.address)
         self.mount = self._mount(binding, profile.name)
-        self._threads = [
-            threading.Thread(target=self._replay, args=(replay,), name=f"replay-{replay.number}", daemon=True)
-            for replay in self.replays
-        ]
+        self._thread = threading.Thread(target=self._replay, name="replay", daemon=True)
         self._ready = False
         self._panicked = False
         self._changing: dict[Path, tuple[int, int]] = {}  # plugin files as they were at the last look
@@ -109,7 +111,12 @@ class Daemon:
     def _metrics(self, address: tuple[str, int] | None) -> MetricsServer | None:
         registry = CollectorRegistry()
         registry.register(self.collector)
-        return MetricsServer(address, registry, lambda: self._ready) if address is not None else None
+        if address is None:
+            return None
+        try:
+            return MetricsServer(address, registry, lambda: self._ready)
+        except Missing as error:
+            raise Missing(f"{error} (--metrics-address names another, or off)") from error
 
     def serve_metrics(self, address: tuple[str, int] | None) -> None:
         """Serve at another address, None for nowhere. Missing where it cannot be: the old one goes on."""
@@ -125,7 +132,15 @@ class Daemon:
                 self.metrics.start()
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
-        faces = Faces(self.host, self.reclaimer, self.replays, __version__, profile, self.log.info)
+        faces = Faces(
+            self.host,
+            self.reclaimer,
+            self.replays,
+            __version__,
+            profile,
+            note=self.log.info,
+            callers=Callers(binding.caller),
+        )
         helper = self.settings.daemon.mount_helper
         return Mount(
             proc_tree(faces),
@@ -149,18 +164,14 @@ class Daemon:
         if self.metrics is not None:
             self.metrics.start()
         warm()  # before there is anything to wait for: a kernel is loaded under the host's lock
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """End the replays, unmount, free the port. May be called at any time, also after a failed start."""
         self._ready = False
-        for replay in self.replays:
-            replay.stop()
-        deadline = time.monotonic() + REPLAY_STOP_SECONDS
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        self.conductor.stop()
+        if self._thread.is_alive():
+            self._thread.join(REPLAY_STOP_SECONDS)
         if self.mount.mounted and not self.mount.stop():
             self.log.warning("somebody was still inside the mount; it is detached", mount=self.mount.point)
         if self.metrics is not None:
@@ -169,9 +180,9 @@ class Daemon:
     def _killed(self, kill: Kill) -> None:
         self.log.warning("oom-kill", **kill._asdict())
 
-    def _replay(self, replay: Replay) -> None:
+    def _replay(self) -> None:
         try:
-            replay.run()
+            self.conductor.run()
         except BaseException as e:
             self.failure = e
 
@@ -190,7 +201,7 @@ class Daemon:
         return {
             "mount": self._mount_answers,
             "host": lambda: self.host.answers(LOCK_SECONDS),
-            **{f"replay {it.number}": Moved(functools.partial(getattr, it, "beats"), seconds) for it in self.replays},
+            **{f"replay {it.number}": functools.partial(_moves, it, seconds) for it in self.replays},
         }
 
     def _mount_answers(self) -> bool:
@@ -233,17 +244,31 @@ class Daemon:
 
     def hints(self) -> str:
         """What to try, for a person who has just started it."""
-        mount = os.path.relpath(self.mount.point)
-        mount = self.mount.point if mount.startswith("..") else mount
-        lines = [
-            f"mounted at {mount}; try, in another shell:",
-            f"    cat {mount}/1/reclaimable_pt_bytes        # bytes of page tables that could be freed now",
-            f"    echo 1 > {mount}/sys/vm/free_ptes         # free them",
-            f"    grep VmPTE {mount}/1/status",
-        ]
+        mount = _near(self.mount.point)
+        lines = [f"mounted at {mount}" + ("; try, in another shell:" if self.replays else "")]
+        if self.replays:
+            pid = FIRST_PID + self.replays[0].source.pid_base
+            lines += [
+                f"    cat {mount}/{pid}/reclaimable_pt_bytes        # bytes of page tables that could be freed now",
+                f"    echo {pid} > {mount}/sys/vm/free_ptes         # free them",
+                f"    grep VmPTE {mount}/{pid}/status",
+            ]
+        activate = Path(sys.prefix, "bin", "activate")
+        if shutil.which("pterefd") is None and activate.is_file():
+            lines.append(f"    . {_near(activate)}                   # then `pterefd` is a command: pterefd --help")
         if self.metrics is not None:
             lines.append(f"metrics: http://{shown_address(self.metrics.address)}/metrics")
         return "\n".join(lines) + "\n"
+
+
+def _near(path: str | Path) -> str:
+    """As it is written from the working directory, where it lies below that."""
+    near = os.path.relpath(path)
+    return str(path) if near.startswith("..") else near
+
+
+def _moves(replay: Replay, seconds: float) -> bool:
+    return replay.stalled_seconds <= seconds
 
 
 def run(
@@ -276,6 +301,8 @@ def run(
             logger.info("started", mount=daemon.mount.point, profile=settings.host.profile, traces=len(daemon.replays))
             service.ready()
             watchdog.start()
+            if not daemon.replays:
+                logger.warning("nothing to run: no [[mm]], no traces", config=settings.where("mm"))
             if started is not None:
                 started(daemon)
             while not stopping.wait(TICK_SECONDS):

@@ -7,11 +7,13 @@ are bounded: the mms with most reclaimable bytes have their own, the rest are su
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePath
 from socket import AF_INET, AF_INET6
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
@@ -29,13 +31,14 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from pterefd.errors import Missing, NoSuchMm
+from pterefd.errors import Missing
+from pterefd.session.replay import ENDED, HELD, PAUSED, RUNNING
 
 if TYPE_CHECKING:
     from pterefd.hookspecs import ReclaimResult
-    from pterefd.host.host import Host
-    from pterefd.host.view import HostView
+    from pterefd.host.host import Host, Snapshot
     from pterefd.reclaim.reclaimer import Reclaimer
+    from pterefd.session.replay import Replay
 
 DURATION_BUCKETS = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 SLOW_CLIENT_SECONDS = 10.0
@@ -67,14 +70,57 @@ MM_GAUGES = (
 )
 OTHER = "other"
 USES = ("total", "free", "anon", "file", "shmem", "pgtables")
+OUTCOMES = ("done", "partly", "nothing", "failed")
+STATES = (RUNNING, PAUSED, HELD, ENDED)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayGauge:
+    """A per-replay metric, and what it is of a replay; None where it is not known yet."""
+
+    name: str
+    help: str
+    value: Callable[[Replay], float | None]
+
+
+REPLAY_GAUGES = (
+    ReplayGauge("pterefd_replay_position_events", "Index of the next event of the replay.", lambda r: r.position),
+    ReplayGauge(
+        "pterefd_replay_length_events", "Events of the replay; of a workload once it has ended.", lambda r: r.events
+    ),
+    ReplayGauge("pterefd_replay_time_seconds", "The trace's time that has been replayed.", lambda r: r.time_ns / 1e9),
+    ReplayGauge(
+        "pterefd_replay_speed_ratio",
+        "Speed of the replay as a factor of real time; +Inf for max.",
+        lambda r: math.inf if r.speed is None else r.speed,
+    ),
+    ReplayGauge(
+        "pterefd_replay_stalled_seconds",
+        "Wall time since the replay last ran an event or saw that none is due; up to about 1 is usual. "
+        "0 while it is paused, held or ended.",
+        lambda r: r.stalled_seconds,
+    ),
+)
 
 
 class HostCollector(Collector):
-    """What a scrape sees of a host and its reclaimer."""
+    """What a scrape sees of a host, its reclaimer and its replays.
 
-    def __init__(self, host: Host, reclaimer: Reclaimer, *, max_mms: int = 100, version: str = "0") -> None:
+    max_mms: mms with series of their own.  What mms, groups and the host hold is of one publication.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        reclaimer: Reclaimer,
+        replays: Sequence[Replay] = (),
+        *,
+        max_mms: int = 100,
+        version: str = "0",
+    ) -> None:
         self._host = host
         self._reclaimer = reclaimer
+        self._replays = replays
         self.max_mms = max_mms
         self._version = version
         self._durations = Durations()
@@ -85,27 +131,19 @@ class HostCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         kind = self._host.kind
+        snapshot = self._host.snapshot()
         yield InfoMetricFamily("pterefd_build", "The daemon that runs.", {"version": self._version, "host_kind": kind})
-        yield from self._mms(kind)
-        yield from self._memory(kind)
+        yield _gauge("pterefd_host_mms", "Mms on the host.", (), kind, {(): snapshot.mms})
+        yield from self._mms(snapshot, kind)
+        yield from self._memory(snapshot, kind)
         yield from self._reclaims(kind)
-        events = dict(self._host.events_total)
-        yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
-        errors = dict(self._reclaimer.plugin_errors)
-        yield _counter("pterefd_plugin_errors", "Errors that plugins raised.", ("plugin",), kind, errors)
-        aside = GaugeMetricFamily(
-            "pterefd_plugin_put_aside",
-            "1 for each plugin that failed too often and is not called any more.",
-            labels=["kind", "plugin", "host_kind"],
-        )
-        for plugin in sorted(self._reclaimer.put_aside()):
-            aside.add_metric([*plugin, kind], 1)
-        yield aside
+        yield from self._plugins(kind)
+        yield from self._replay(kind)
 
-    def _mms(self, host_kind: str) -> Iterator[Metric]:
-        view = self._host.view()
+    def _mms(self, snapshot: Snapshot, host_kind: str) -> Iterator[Metric]:
+        view = snapshot.view
         own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self.max_mms)
-        labels = [[str(pid), self._comm(view, pid), host_kind] for pid in view.pid[own].tolist()]
+        labels = [[str(pid), snapshot.comm(pid), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])
         for gauge in MM_GAUGES:
@@ -118,12 +156,12 @@ class HostCollector(Collector):
                     family.add_metric([*label, kind] if kind else label, value)
             yield family
 
-    def _memory(self, kind: str) -> Iterator[Metric]:
+    def _memory(self, snapshot: Snapshot, kind: str) -> Iterator[Metric]:
         """What the host and its groups hold, and what came of it; nothing where no memory is accounted."""
         host = self._host
-        if host.memory is None:
+        if not snapshot.usages:
             return
-        usage = host.usage()
+        usage = snapshot.usages[""]
         for name, help, label, values in (
             (
                 "pterefd_host_memory_bytes",
@@ -144,52 +182,53 @@ class HostCollector(Collector):
                 {"min": usage.min, "low": usage.low, "high": usage.high},
             ),
         ):
-            family = GaugeMetricFamily(name, help, labels=[label, "host_kind"])
-            for value, number in values.items():
-                family.add_metric([value, kind], number)
-            yield family
-        groups = GaugeMetricFamily(
-            "pterefd_group_memory_bytes", "Memory of a group, and its limit.", labels=["group", "state", "host_kind"]
+            yield _gauge(name, help, (label,), kind, values)
+        held = {
+            (group, state): number
+            for group, usage in snapshot.usages.items()
+            if group
+            for state, number in {**{use: getattr(usage, use) for use in USES[2:]}, "limit": usage.limit}.items()
+        }
+        yield _gauge(
+            "pterefd_group_memory_bytes",
+            "Memory of a group, and its limit, 0 for none.",
+            ("group", "state"),
+            kind,
+            held,
         )
-        for group in host.groups:
-            held = host.usage(group)
-            for state, number in {**{use: getattr(held, use) for use in USES[2:]}, "limit": held.limit}.items():
-                groups.add_metric([group, state, kind], number)
-        yield groups
         kills = Counter(kill.group for kill in host.kills)
-        named: dict[str, float] = {group: kills[group] for group in ("", *host.groups)}
+        named: dict[str, float] = {group: kills[group] for group in snapshot.usages}
         yield _counter(
             "pterefd_oom_kills", "Kills of the OOM killer, by the group at its limit.", ("group",), kind, named
         )
         yield _counter("pterefd_vmstat", "What /proc/vmstat counts, by its names.", ("name",), kind, host.vmstat)
-        lost = CounterMetricFamily(
-            "pterefd_lost_events", "Events of mms that were killed, or mappings refused.", labels=["host_kind"]
+        yield _counter(
+            "pterefd_lost_events", "Events of mms that were killed, or mappings refused.", (), kind, {(): host.lost}
         )
-        lost.add_metric([kind], host.lost)
-        yield lost
-
-    @staticmethod
-    def _comm(view: HostView, pid: int) -> str:
-        """The name is not in the snapshot: a process that has exited since has none."""
-        try:
-            return view.comm(pid)
-        except NoSuchMm:
-            return ""
 
     def _reclaims(self, kind: str) -> Iterator[Metric]:
+        """Series that may come are there, at 0, before their first act: what begins at 1 has no increase to see."""
+        reclaimer = self._reclaimer
+        served = [(trigger, reclaimer.policy_of(trigger) or reclaimer.policy) for trigger in reclaimer.triggers]
+        policies = InfoMetricFamily(
+            "pterefd_reclaim_policy", "The policy that serves each active trigger.", labels=["trigger", "policy"]
+        )
+        for trigger, policy in served:
+            policies.add_metric([trigger, policy], {"host_kind": kind})
+        yield policies
         yield _counter(
             "pterefd_reclaimed_pt_bytes",
             "PTE pages freed, by trigger, policy and kind (empty, zero, mixed).",
             ("trigger", "policy", "kind"),
             kind,
-            dict(self._reclaimer.totals),
+            {(*pair, freed): 0 for pair in served for freed in ("empty", "zero")} | dict(reclaimer.totals),
         )
         yield _counter(
             "pterefd_reclaim_runs",
             "Acts of reclaim, by outcome: done, partly, nothing, failed.",
             ("trigger", "policy", "outcome"),
             kind,
-            dict(self._reclaimer.runs),
+            {(*pair, outcome): 0 for pair in served for outcome in OUTCOMES} | dict(reclaimer.runs),
         )
         buckets, total = self._durations.snapshot()
         family = HistogramMetricFamily(
@@ -197,6 +236,44 @@ class HostCollector(Collector):
         )
         family.add_metric([kind], buckets, total)
         yield family
+        yield _counter(
+            "pterefd_made_again_pt_bytes",
+            "PTE pages that were freed, short of an munmap, and had to be made again: what reclaim came too early for.",
+            (),
+            kind,
+            {(): self._host.made_again_bytes},
+        )
+
+    def _plugins(self, kind: str) -> Iterator[Metric]:
+        reclaimer = self._reclaimer
+        names = dict.fromkeys([*reclaimer.available_policies(), *reclaimer.available_triggers()], 0)
+        errors = names | dict(reclaimer.plugin_errors)
+        yield _counter("pterefd_plugin_errors", "Errors that plugins raised.", ("plugin",), kind, errors)
+        aside = dict.fromkeys(reclaimer.put_aside(), 1)
+        yield _gauge(
+            "pterefd_plugin_put_aside",
+            "1 for each plugin that failed too often and is not called any more.",
+            ("kind", "plugin"),
+            kind,
+            aside,
+        )
+
+    def _replay(self, kind: str) -> Iterator[Metric]:
+        labels = {(str(replay.number), PurePath(replay.name).name): replay for replay in self._replays}
+        events = dict(self._host.events_total)
+        yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
+        states = {(*label, state): float(replay.state == state) for label, replay in labels.items() for state in STATES}
+        yield _gauge(
+            "pterefd_replay_state",
+            "1 for the state that the replay is in, 0 for the others: running, paused, held or ended.",
+            ("replay", "source", "state"),
+            kind,
+            states,
+        )
+        for gauge in REPLAY_GAUGES:
+            found = {label: gauge.value(replay) for label, replay in labels.items()}
+            known = {label: value for label, value in found.items() if value is not None}
+            yield _gauge(gauge.name, gauge.help, ("replay", "source"), kind, known)
 
 
 class Durations:
@@ -241,7 +318,15 @@ def split(
 
 def _counter(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
     """A counter with `host_kind` after its labels. values: by label value, or by tuple of them."""
-    family = CounterMetricFamily(name, help, labels=[*labels, "host_kind"])
+    return _filled(CounterMetricFamily(name, help, labels=[*labels, "host_kind"]), kind, values)
+
+
+def _gauge(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
+    """A gauge, as _counter()."""
+    return _filled(GaugeMetricFamily(name, help, labels=[*labels, "host_kind"]), kind, values)
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, kind: str, values: Mapping[Any, float]) -> Metric:
     for key, value in sorted(values.items()):
         family.add_metric([*(key if isinstance(key, tuple) else (key,)), kind], value)
     return family

@@ -13,8 +13,9 @@ from pterefd.errors import BadInput
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z%]*)")
 
 # /proc says kB and means 1024 bytes, and so does everybody who copies a value from there.
-_BYTES = {"": 1, "B": 1, "kB": 1024, "KB": 1024, "K": 1024, "k": 1024, "KiB": 1024}
-_BYTES |= {"MB": 1 << 20, "M": 1 << 20, "MiB": 1 << 20, "GB": 1 << 30, "G": 1 << 30, "GiB": 1 << 30}
+_BYTES = {"": 1, "b": 1}
+_BYTES |= {name: 1 << 10 * k for k, p in enumerate("kmgt", 1) for name in (p, f"{p}b", f"{p}ib")}
+_SHOWN = (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10))
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "min": 60.0}
 
 
@@ -34,11 +35,22 @@ def seconds(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes of a size: `16kB` (1024 bytes each, as procfs says kB), `3MiB`; a bare number is bytes."""
-    number, unit = _split(text, "a size", "16kB")
-    if unit not in _BYTES:
-        raise BadInput(f"{text!r}: unknown unit {unit!r} of size (known: B, kB, MB, GB)")
-    return round(number * _BYTES[unit])
+    """Bytes of a size: `3MiB`, `3MB`, `3m`, all the same, of 1024 as procfs's kB are; a bare number is bytes."""
+    number, unit = _split(text, "a size", "1GiB or 16kB")
+    if unit.lower() not in _BYTES:
+        raise BadInput(f"{text!r}: unknown unit {unit!r} of size (known: B, KiB, MiB, GiB, TiB, or K, M, G, T)")
+    return round(number * _BYTES[unit.lower()])
+
+
+def shown_size(nbytes: float) -> str:
+    """In the largest unit that leaves at least 1: `4 KiB`, `1.5 MiB`; `0`."""
+    for unit, shift in _SHOWN:
+        if abs(nbytes) >= 1 << shift or unit == "KiB":
+            number = nbytes / (1 << shift)
+            break
+    if not nbytes:
+        return "0"
+    return f"{number:.3g} {unit}" if abs(number) < 100 else f"{number:.0f} {unit}"
 
 
 def speed(text: str) -> float | None:

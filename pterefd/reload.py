@@ -59,6 +59,7 @@ RESTART = {
     "host.seed": "the host began with it",
     "group": "the mms are charged to them",
     "replay.traces": "what runs is begun with",
+    "replay.hold": "what runs is begun with",
     "mm": "what runs is begun with",
 }
 
@@ -195,7 +196,7 @@ def check(settings: Config, *, sources: bool) -> None:
     with settings.blamed("host.profile"):
         profile_of(settings.host.profile, ())
     if sources:
-        open_sources(settings.mms, plugins.workloads, f"{settings.where('mm')}: mm: ")
+        open_sources(settings.mms, plugins.workloads, settings.where_mm)
 
 
 def take_up(daemon: Running, now: Config) -> None:

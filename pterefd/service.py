@@ -129,21 +129,3 @@ class Watchdog:
                 self._asking = None
                 self._answered = True
             self._stopping.wait(self._period / 2)
-
-
-class Moved:
-    """Whether a number has moved in the last seconds: a probe for what should make progress.
-
-    place: the number, or None where nothing need move.
-    """
-
-    def __init__(self, place: Callable[[], int | None], seconds: float) -> None:
-        self._place = place
-        self._seconds = seconds
-        self._last: tuple[int | None, float] = (None, 0.0)
-
-    def __call__(self) -> bool:
-        place, now = self._place(), time.monotonic()
-        if place is None or place != self._last[0]:
-            self._last = (place, now)
-        return now - self._last[1] <= self._seconds

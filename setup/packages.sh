@@ -40,9 +40,19 @@ essential systemd       units_and_socket_activation  have_program systemd-socket
 essential man-db        the_manual_page              have_program man
 essential zsh           completion                   have_program zsh
 essential fish          completion                   have_program fish
+essential psmisc        clients_of_the_mount         have_program pstree
+essential sysvinit-utils clients_of_the_mount        have_program pidof
+essential smem          clients_of_the_mount         have_program smem
+essential htop          clients_of_the_mount         have_program htop
+essential atop          clients_of_the_mount         have_program atop
+essential earlyoom      clients_of_the_mount         have_program earlyoom
+essential prometheus-node-exporter clients_of_the_mount have_program prometheus-node-exporter
+essential prometheus-process-exporter clients_of_the_mount have_program prometheus-process-exporter
 essential redis-server  recordings                   have_program redis-server
 essential redis-tools   recordings                   have_program redis-cli
 essential libjemalloc2  recordings                   have_library libjemalloc.so.2
+essential prometheus    rules_and_dashboards_run     have_program prometheus
+essential prometheus-node-exporter rules_and_dashboards_run have_program prometheus-node-exporter
 LIST
     ;;
     programs) cat <<'LIST'

@@ -17,6 +17,7 @@ from pterefd.mm import profile
 from pterefd.procfs.faces import Faces
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.session.conductor import Conductor
 from pterefd.session.replay import Replay
 from pterefd.source.trace import open_trace
 
@@ -97,7 +98,7 @@ def house(directory: Path, events: Iterable[Event] = EVENTS, memory: Memory | No
     plugins.load([paths.share("plugins")])
     reclaimer = Reclaimer(host, plugins, log.get())
     replay = Replay(0, trace, host, reclaimer, speed=None)
-    thread = threading.Thread(target=replay.run, daemon=True)
+    thread = threading.Thread(target=Conductor([replay], host, reclaimer).run, daemon=True)
     thread.start()
     while thread.is_alive() and replay.state == "running":
         time.sleep(0.001)

@@ -125,7 +125,10 @@ assert "numba" not in sys.modules
         (["record", "-o", "x.parquet", "--thp", "sometimes", "--", "true"], "sometimes"),
         (["replay", "x.parquet", "--fields", "VmPTE"], "--check"),
         (["replay", "x.parquet", "--check", "--tolerance", "VmPTE"], "VmPTE"),
-        (["replay", "x.parquet", "--check", "--tolerance", "VmPTE=much"], "much"),
+        (
+            ["replay", "x.parquet", "--check", "--tolerance", "VmPTE=much"],
+            "--tolerance 'VmPTE=much': 'much' is not a size",
+        ),
         (["run", "--speed", "0"], "'0'"),
         (["run", "--metrics-address", "9105"], "HOST:PORT"),
     ],

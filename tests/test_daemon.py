@@ -39,6 +39,7 @@ class Running:
         self.mount = mount
         self.log = log
         self.metrics = ""
+        self.hints: list[str] = []
 
     def state(self) -> str:
         return (self.mount / "sys/pterefd/replay/state").read_text().strip()
@@ -98,7 +99,7 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
         settings = tmp_path / "pterefd.toml"
         settings.write_text(f"daemon.mount = '{mnt}'\nmetrics.address = '127.0.0.1:0'\nreplay.speed = 'max'\n{text}\n")
         log = tmp_path / f"log{len(running)}"
-        traces = [] if "[[mm]]" in text else ["--trace", str(path)]
+        traces = [] if "[[mm]]" in text or events == [] else ["--trace", str(path)]
         command = [str(script), "run", "-c", str(settings), *traces, *map(str, args)]
         with log.open("w") as err:
             process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True)
@@ -110,6 +111,7 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
             lines.append(line)
             if line.startswith("metrics: "):
                 one.metrics = line.split()[1]
+                one.hints = lines
                 return one
         raise AssertionError((lines, process.wait(10), one.err()))
 
@@ -119,6 +121,11 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
             one.process.kill()
         one.process.communicate()
     mountpoint.unmount(str(mnt), detach=True)
+
+
+def pids(mnt: Path) -> set[int]:
+    """Directories of processes in the mount."""
+    return {int(name) for name in os.listdir(mnt) if name.isdecimal()}
 
 
 def refused(script: Path, directory: Path, *args: str | Path, text: str = "") -> tuple[int, str]:
@@ -138,7 +145,7 @@ def refused(script: Path, directory: Path, *args: str | Path, text: str = "") ->
 
 
 def test_recordings_and_workloads_share_the_host(start: Start, tmp_path: Path, traces: list[Path]) -> None:
-    """[[mm]] tables, each copy a replay of its own; a workload says how many events it has once it has ended."""
+    """[[mm]] tables, each copy a replay of its own; a workload says how many events it has once they are made."""
     text = """
         [[mm]]
         workload = "hungry"
@@ -159,10 +166,9 @@ def test_recordings_and_workloads_share_the_host(start: Start, tmp_path: Path, t
     while [one.read(f"sys/pterefd/replay/{n}/state").strip() for n in range(4)] != ["held"] * 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    pids = sorted(int(entry) for entry in os.listdir(one.mount) if entry.isdigit())
-    assert pids == [1, 2, 101, 107, 108]
+    assert pids(one.mount) == {1, 2, 101, 107, 108}
     assert one.read("108/comm") == "ydb-server\n"
-    assert one.read("sys/pterefd/replay/0/position") == "11/?\n"
+    assert one.read("sys/pterefd/replay/0/position") == "11/12\n"
     (one.mount / "sys/pterefd/replay/0/state").write_text("resume")
     while one.read("sys/pterefd/replay/0/state") != "ended\n":
         assert time.monotonic() < deadline
@@ -182,10 +188,25 @@ def test_workloads_on_the_command_line_stand_in_place_of_what_the_file_has(start
 @pytest.mark.parametrize(
     ("arguments", "text", "reason"),
     [
-        (("--workload", "none"), "", "command line: mm: there is no workload 'none'; there are: balloon_kdump, "),
-        (("--workload", "hungry,size=1"), "", "command line: mm: workload hungry: size: there is no such parameter"),
+        (("--workload", "none"), "", "pterefd: there is no workload 'none'; there are: balloon_kdump, "),
+        (
+            ("--workload", "hungry,size=1"),
+            "",
+            "pterefd: workload hungry: size: there is no such parameter; there are: size_mib",
+        ),
         (("--workload", "hungry,size"), "", "'size' is not KEY=VALUE"),
-        ((), "[[mm]]\nworkload = 'hungry'\nparameters = { cycles = 0 }", "refused.toml: mm: workload hungry: cycles: "),
+        (
+            (),
+            "[[mm]]\nworkload = 'hungry'\nparameters = { cycles = 0 }",
+            "refused.toml: mm.0.workload: workload hungry: ",
+        ),
+        (
+            (),
+            "[[mm]]\nworkload = 'hungry'\n[[mm]]\nworkload = 'x'",
+            "refused.toml: mm.1.workload: there is no workload",
+        ),
+        ((), "[[mm]]\ntrace = 'nope.parquet'", "refused.toml: mm.0.trace: "),
+        ((), "replay.traces = ['nope.parquet']", "refused.toml: replay.traces.0: "),
         ((), "[[mm]]\nworkload = 'hungry'\n" * 2 + "pid_base = 0", "refused.toml: mm: hungry: pids 1..1 are partly "),
     ],
 )
@@ -223,6 +244,31 @@ def test_what_a_new_user_does(start: Start, traces: list[Path], mnt: Path) -> No
     code, log = one.end()
     acts = [line.split("]")[1].split()[0] for line in log.splitlines()]
     assert (code, acts) == (0, ["started", "reclaimed", "stopped"])
+
+
+def test_what_it_says_to_try_can_be_tried(
+    start: Start, script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By pids that there are; and where `pterefd` is no command, how it becomes one."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    one = start(text="[[mm]]\nworkload = 'hungry'\nparameters = { size_mib = 4 }\npid_base = 40")
+    one.wait_for("held")
+    assert [line for line in one.hints if "/1/" in line] == []
+    for line in one.hints[1:-1]:
+        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), line
+    activate = one.hints[-2].split("#")[0]
+    found = subprocess.run(["sh", "-c", f"{activate}; command -v pterefd"], capture_output=True, text=True)
+    assert found.stdout == f"{script}\n"
+    assert "nothing to run" not in one.err()
+
+
+def test_a_configuration_that_runs_nothing_says_so(start: Start, tmp_path: Path) -> None:
+    one = start(events=[])
+    assert [line.split(" at ")[0] for line in one.hints if "mnt" in line] == ["mounted"]
+    until(lambda: "nothing to run" in one.err())
+    (line,) = [line for line in one.err().splitlines() if "nothing to run" in line]
+    assert line.endswith(f"nothing to run: no [[mm]], no traces config={tmp_path / 'pterefd.toml'}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -285,10 +331,10 @@ def test_writes_while_it_runs(start: Start, mnt: Path) -> None:
     (mnt / "sys/pterefd/replay/state").write_text("resume\n")
     one.wait_for("held")
     assert one.read("sys/pterefd/replay/position") == f"{len(HELD) - 1}/{len(HELD)}\n"
-    assert sorted(os.listdir(mnt)) == ["1", "7", "sys"]
+    assert pids(mnt) == {1, 7}
     (mnt / "sys/pterefd/replay/state").write_text("resume\n")
     one.wait_for("ended")
-    assert sorted(os.listdir(mnt)) == ["7", "sys"]
+    assert pids(mnt) == {7}
 
 
 def test_several_traces_share_the_host(start: Start, tmp_path: Path, mnt: Path) -> None:
@@ -298,7 +344,7 @@ def test_several_traces_share_the_host(start: Start, tmp_path: Path, mnt: Path) 
     while one.read("sys/pterefd/replay/1/state") != "held\n":
         time.sleep(0.01)
     # The second's pids begin above the highest pid or tid of the first.
-    assert set(os.listdir(mnt)) == {"1", "7", "8", "14", "sys"}
+    assert pids(mnt) == {1, 7, 8, 14}
     assert one.read("8/comm") == "redis-server\n"
 
 
@@ -307,7 +353,7 @@ def test_a_host_that_is_short_of_memory_kills_and_says_so(start: Start, mnt: Pat
     text = "daemon.log_format = 'json'\nhost.memory = '4MiB'\nhost.vm.overcommit_memory = 1"
     one = start(text=text, events=[*EVENTS, {"op": "exit", "pid": 1}])
     one.wait_for("held")
-    assert set(os.listdir(mnt)) == {"7", "sys"}
+    assert pids(mnt) == {7}
     assert (mnt / "sys/vm/swappiness").read_text() == "60\n"
     scraped = one.scrape()
     assert scraped["pterefd_oom_kills_total", "", "simulated"] == 1
@@ -316,6 +362,55 @@ def test_a_host_that_is_short_of_memory_kills_and_says_so(start: Start, mnt: Pat
     killed = next(line for line in lines if line["event"] == "oom-kill")
     assert (killed["pid"], killed["comm"], killed["group"]) == (1, "redis-server", "")
     assert killed["freed_bytes"] >= 3 << 20
+
+
+def test_the_kill_of_the_page_about_memory(start: Start, root: Path) -> None:
+    """docs/memory.md: its configuration gives the log line and the metric that it shows."""
+    text = (root / "docs" / "memory.md").read_text()
+    (settings,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (shown,) = re.findall(r"```text\n(\[warning .*?)```", text, re.DOTALL)
+    one = start(text=settings)
+    until(lambda: "oom-kill" in one.err())
+    (logged,) = [line for line in one.err().splitlines() if "oom-kill" in line]
+    *line, name, number = shown.split()
+    assert logged.split()[1:] == line  # behind the time of day
+    assert f"{name} {number}" in urllib.request.urlopen(one.metrics, timeout=10).read().decode()
+
+
+CROWD = """
+[host]
+memory = "96MiB"
+swap = "4MiB"
+
+[[mm]]
+workload = "hungry"
+parameters = { size_mib = 64, rate_mib = 128, hold_s = 0.2, rest_s = 0.1 }
+oom_score_adj = 300
+
+[[mm]]
+workload = "jemalloc"
+parameters = { arenas = 2, peak_mib = 24, cycles = 2, busy_ms = 400, rest_ms = 200 }
+copies = 3
+seed = 7
+"""
+
+
+@pytest.mark.parametrize("speed", ["max", 1.0])
+def test_the_same_are_killed_as_in_a_comparison_whatever_the_machine_does(
+    start: Start, script: Path, tmp_path: Path, speed: str | float
+) -> None:
+    """Workloads that are made while they run, short of memory: as `compare` has it, which knows no clock."""
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(f"scenario.title = 'crowd'\n{CROWD}\n[compare]\ntriggers = ['none']\n")
+    compared = subprocess.run([str(script), "compare", scenario, "--json"], capture_output=True, text=True, check=True)
+    (run,) = json.loads(compared.stdout)["runs"]
+    expected = [(killed["time_ns"], killed["pid"], killed["comm"]) for killed in run["killed"]]
+    assert len(expected) >= 3
+    one = start("--speed", str(speed), text=f"daemon.log_format = 'json'\nreplay.hold = false\n{CROWD}")
+    replays = one.mount / "sys/pterefd/replay"
+    until(lambda: all((replays / f"{n}/state").read_text() == "ended\n" for n in range(4)))
+    lines = [json.loads(line) for line in one.err().splitlines()]
+    assert [(line["time_ns"], line["pid"], line["comm"]) for line in lines if line["event"] == "oom-kill"] == expected
 
 
 def test_the_log_says_who_wrote_what(start: Start, mnt: Path) -> None:
@@ -445,6 +540,10 @@ def test_a_write_takes_up_what_is_new_and_takes_back_what_was_put_aside(
     plugin(folder, "worse", "1/0")
     with pytest.raises(OSError, match="Invalid argument"):
         (reclaim / "reload").write_text("1")
+    with pytest.raises(OSError, match="Invalid argument"):  # as long as it lies there
+        (reclaim / "reload").write_text("1")
+    (folder / "worse.py").unlink()
+    (reclaim / "reload").write_text("1")
     (mnt / "sys/vm/free_ptes").write_text("1")
     assert one.read("1/reclaimable_pt_bytes") == f"{6 * 4096}\n"
     assert one.end()[0] == 0
@@ -486,7 +585,8 @@ def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         code, line = refused(script, tmp_path, "--mount", mnt, "--metrics-address", address)
-    assert (code, line) == (EXIT_MISSING, f"pterefd: metrics: {address}: Address already in use")
+    other = "--metrics-address names another, or off"
+    assert (code, line) == (EXIT_MISSING, f"pterefd: metrics: {address}: Address already in use ({other})")
 
 
 @pytest.mark.parametrize(
@@ -501,7 +601,7 @@ def test_a_port_in_use(script: Path, tmp_path: Path, mnt: Path) -> None:
         ("plugins.deadline = '0s'", "plugins.deadline: should be a duration from 1ms to a day"),
         ("plugins.directories = ['nowhere']", "nowhere: no such plugin directory"),
         ("host.swap = '1GiB'", "host.swap: swap needs host.memory"),
-        ("host.memory = 4096", "host memory of 4096 bytes: less than 1 MiB"),
+        ("host.memory = 4096", "host.memory: 4096 is less than 1MiB, the least"),
         ("host.memory = '1 GiBi'", "host.memory: '1 GiBi': unknown unit"),
         ("[[group]]\nname = 'web'", "group: groups need host.memory"),
         ("[[mm]]\nworkload = 'hungry'\ngroup = 'web'", "mm.0.group: no [[group]] is named 'web'; there are: none"),
@@ -555,7 +655,7 @@ def test_run_until_an_event(tmp_path: Path, mnt: Path) -> None:
 
     def started(one: daemon.Daemon) -> None:
         seen.append(one)
-        assert sorted(os.listdir(mnt))[-1] == "sys"
+        assert "sys" in os.listdir(mnt)
         stop.set()
 
     assert daemon.run(settings_of(tmp_path, mnt), stop_event=stop, out=out, err=err, started=started) == 0

@@ -23,6 +23,7 @@ RANK = {
     "service": -3,
     # ... these the errors, to name what is wrong with a value.
     "quantities": -2,
+    "outputs": -2,
     "config": -1,
     "engine": 0,
     "mm": 1,
@@ -37,6 +38,7 @@ RANK = {
     "statusline": 6,
     "mounthelper": 7,
     "reload": 7,
+    "shell": 7,
     "daemon": 8,
     "doctor": 8,
     "cli": 9,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,27 +17,45 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from pterefd import __version__
+from pterefd import __version__, log, paths
 from pterefd.errors import EXIT_MISSING, Missing
 from pterefd.hookspecs import Kinds, ReclaimRequest, ReclaimResult
+from pterefd.host.host import Host
+from pterefd.host.memory import GroupLimit, Memory
 from pterefd.metrics import DURATION_BUCKETS, HostCollector, MetricsServer, shown_address, split
-from tests.house import House, house, spans
+from pterefd.mm import profile
+from pterefd.reclaim.plugins import Plugins
+from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.session.conductor import Conductor
+from pterefd.session.replay import Replay
+from pterefd.source.place import Placed
+from pterefd.source.workload import WorkloadSource
+from tests.house import AT, EVENTS, SPAN, Event, House, fault, house, spans
 
 # Names and labels of design.md, as far as there is something to say yet.
 NAMES = {
     "pterefd_build": {"version", "host_kind"},
+    "pterefd_host_mms": {"host_kind"},
     "pterefd_mm_pgtables_bytes": {"pid", "comm", "host_kind"},
     "pterefd_mm_reclaimable_pt_bytes": {"pid", "comm", "host_kind", "kind"},
     "pterefd_mm_resident_bytes": {"pid", "comm", "host_kind", "kind"},
     "pterefd_mm_swap_bytes": {"pid", "comm", "host_kind"},
+    "pterefd_reclaim_policy": {"trigger", "policy", "host_kind"},
     "pterefd_reclaimed_pt_bytes": {"trigger", "policy", "kind", "host_kind"},
     "pterefd_reclaim_runs": {"trigger", "policy", "outcome", "host_kind"},
     "pterefd_reclaim_duration_seconds": {"host_kind", "le"},
+    "pterefd_made_again_pt_bytes": {"host_kind"},
     "pterefd_replay_events": {"op", "host_kind"},
+    "pterefd_replay_state": {"replay", "source", "state", "host_kind"},
+    "pterefd_replay_position_events": {"replay", "source", "host_kind"},
+    "pterefd_replay_length_events": {"replay", "source", "host_kind"},
+    "pterefd_replay_time_seconds": {"replay", "source", "host_kind"},
+    "pterefd_replay_speed_ratio": {"replay", "source", "host_kind"},
+    "pterefd_replay_stalled_seconds": {"replay", "source", "host_kind"},
     "pterefd_plugin_errors": {"plugin", "host_kind"},
     "pterefd_plugin_put_aside": {"kind", "plugin", "host_kind"},
 }
@@ -48,7 +68,7 @@ def here(tmp_path: Path) -> House:
 
 def registry_of(here: House, max_mms: int = 100) -> CollectorRegistry:
     registry = CollectorRegistry()
-    collector = HostCollector(here.host, here.reclaimer, max_mms=max_mms, version=__version__)
+    collector = HostCollector(here.host, here.reclaimer, here.replays, max_mms=max_mms, version=__version__)
     here.reclaimer.on_result(collector.observe)
     registry.register(collector)
     return registry
@@ -72,7 +92,7 @@ def test_names_and_labels_are_those_that_others_rely_on(here: House) -> None:
         seen[family.name] = set().union(*(sample.labels for sample in family.samples))
         assert all(sample.labels["host_kind"] == "simulated" for sample in family.samples)
     assert {name: labels for name, labels in seen.items() if labels} == {
-        name: labels for name, labels in NAMES.items() if not name.startswith("pterefd_plugin")
+        name: labels for name, labels in NAMES.items() if name != "pterefd_plugin_put_aside"
     }
     assert set(seen) == set(NAMES)
 
@@ -135,6 +155,102 @@ def test_durations_fall_into_their_buckets(here: House) -> None:
     total = registry.get_sample_value("pterefd_reclaim_duration_seconds_sum", {"host_kind": "simulated"})
     assert total == pytest.approx(60.30003)
     assert list(DURATION_BUCKETS) == sorted(DURATION_BUCKETS)
+
+
+def test_what_may_come_is_there_before_it_comes(here: House) -> None:
+    """A counter that begins at 1 has no increase that Prometheus could see."""
+    registry = registry_of(here)
+    labels = {"trigger": "on_demand", "policy": "round_robin", "host_kind": "simulated"}
+    assert registry.get_sample_value("pterefd_reclaim_runs_total", {**labels, "outcome": "done"}) is None
+    here.reclaimer.set_policy_of("on_demand", "round_robin")
+    for outcome in ("done", "partly", "nothing", "failed"):
+        assert registry.get_sample_value("pterefd_reclaim_runs_total", {**labels, "outcome": outcome}) == 0
+    assert registry.get_sample_value("pterefd_reclaimed_pt_bytes_total", {**labels, "kind": "zero"}) == 0
+    assert registry.get_sample_value("pterefd_reclaim_policy_info", labels) == 1
+    for plugin in ("pre_oom", "largest_first"):
+        assert (
+            registry.get_sample_value("pterefd_plugin_errors_total", {"plugin": plugin, "host_kind": "simulated"}) == 0
+        )
+
+
+def test_what_is_made_again_is_counted(tmp_path: Path) -> None:
+    """Three PTE pages are freed and two of them written to again."""
+    here = house(tmp_path, [*spans(1, full=0, zero=0, empty=3), *again(2), {"op": "exit", "pid": 1}])
+    registry = registry_of(here)
+    assert registry.get_sample_value("pterefd_made_again_pt_bytes_total", {"host_kind": "simulated"}) == 2 * 4096
+
+
+def again(number: int) -> list[Event]:
+    """All PTE pages of pid 1 are freed, and so many of its spans written to."""
+    return [{"op": "free_ptes", "pid": 1}, *(fault(1, AT + i * SPAN, 4096, write=True) for i in range(number))]
+
+
+# -- replays -----------------------------------------------------------------------------------------
+
+
+def test_a_replay_is_seen(here: House) -> None:
+    registry = registry_of(here)
+    labels = {"replay": "0", "source": "trace.jsonl", "host_kind": "simulated"}
+    for state in ("running", "paused", "held", "ended"):
+        value = registry.get_sample_value("pterefd_replay_state", {**labels, "state": state})
+        assert value == (state == "ended"), state
+    events = len(EVENTS)
+    for name, expected in (
+        ("position_events", events),
+        ("length_events", events),
+        ("time_seconds", (events - 1) * 1e-6),
+        ("speed_ratio", float("inf")),
+        ("stalled_seconds", 0),
+    ):
+        assert registry.get_sample_value(f"pterefd_replay_{name}", labels) == pytest.approx(expected), name
+    here.replays[0].set_speed(2.5)
+    assert registry.get_sample_value("pterefd_replay_speed_ratio", labels) == 2.5
+
+
+# -- one snapshot --------------------------------------------------------------------------------------
+
+
+def test_a_scrape_is_of_one_moment(tmp_path: Path) -> None:
+    """While processes are forked, grow and end at full speed, the host holds what its mms hold, in every scrape."""
+    plugins = Plugins()
+    plugins.load([paths.share("plugins")])
+    memory = Memory(1 << 34, groups=(GroupLimit("forks"),))
+    host = Host(profile.named("rfc-2022"), memory=memory)
+    reclaimer = Reclaimer(host, plugins, log.get())
+    parameters = {"heap_mib": 64, "children": 200, "every_ms": 1, "life_ms": 6, "written_share": 0.5}
+    mix = [
+        (WorkloadSource(plugins.workloads["fork_server"], parameters, seed), "forks" if seed else "") for seed in (0, 1)
+    ]
+    replays = [
+        Replay(n, Placed(source, pid_base=1000 * n, group=group), host, reclaimer, speed=None)
+        for n, (source, group) in enumerate(mix)
+    ]
+    registry = CollectorRegistry()
+    registry.register(HostCollector(host, reclaimer, replays, max_mms=7))
+    threading.Thread(target=Conductor(replays, host, reclaimer).run, daemon=True).start()
+    scrapes = grown = 0
+    while any(replay.state == "running" for replay in replays):
+        families = {family.name: family.samples for family in registry.collect()}
+        held = {s.labels["state"]: s.value for s in families["pterefd_host_memory_bytes"]}
+        tables = sum(s.value for s in families["pterefd_mm_pgtables_bytes"])
+        assert tables == held["pgtables"]
+        assert held["total"] - held["free"] == sum(held[use] for use in ("anon", "file", "shmem", "pgtables"))
+        scrapes += 1
+        grown += tables > 0
+    assert grown > 20, scrapes
+
+
+def test_a_scrape_does_not_wait_for_who_has_the_lock(here: House) -> None:
+    """As a batch has it, for a slice at a time, or a long write."""
+    registry, scraped = registry_of(here), threading.Event()
+
+    def scrape() -> None:
+        generate_latest(registry)
+        scraped.set()
+
+    with here.host.lock:
+        threading.Thread(target=scrape, daemon=True).start()
+        assert scraped.wait(60)
 
 
 # -- the bound on series -----------------------------------------------------------------------------
@@ -214,6 +330,21 @@ def test_text_and_openmetrics_say_the_same(server: MetricsServer) -> None:
         assert [(s.name, s.labels, s.value) for s in family.samples] == [
             (s.name, s.labels, s.value) for s in ours.samples
         ]
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_promtool_finds_nothing_to_say(tmp_path: Path, used: bool) -> None:
+    """Prometheus' own check of names, types, units and help texts, of every family there is."""
+    memory = Memory(1 << 30, groups=(GroupLimit("web"),))
+    here = house(tmp_path, EVENTS if used else EVENTS[:1], memory=memory)
+    if used:
+        here.reclaimer.free_ptes(None)
+        here.reclaimer._conduct.aside["policy", "broken"] = "ZeroDivisionError"
+    text = generate_latest(registry_of(here))
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    declared = set(re.findall(r"^# TYPE (\S+)", text.decode(), re.MULTILINE))
+    assert {"pterefd_group_memory_bytes", "pterefd_reclaim_runs_total", "pterefd_replay_state"} <= declared
 
 
 def test_every_name_has_the_prefix_and_the_unit_of_its_kind(server: MetricsServer) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
-from pterefd.cli.options import FILE, progress
+from pterefd import outputs
+from pterefd.cli.options import force, output, progress
 from pterefd.errors import BadInput
 
 
 @click.command("calibrate")
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the costs here (.json), for `compare --costs`.")
+@output("-o", "--output", what="Write the costs here (.json), for `compare --costs`.")
+@force("FILE")
 @click.option(
     "--threads",
     type=click.IntRange(1, 64),
@@ -21,11 +23,13 @@ from pterefd.errors import BadInput
     help="Measure with 1 to N threads.  [default: as many as processors]",
 )
 @click.option("--runs", type=click.IntRange(1, 1000), default=15, show_default=True, help="Of which to take medians.")
-def command(output: Path | None, threads: int, runs: int) -> int:
+def command(output: Path | None, force: bool, threads: int, runs: int) -> int:
     """Measure what operations on page tables take on this kernel; needs gcc.
 
     The figures are medians, with the least and the most beside them: a busy machine shows.
     """
+    if output is not None:
+        outputs.check(output, force=force, ending=".json")
     from pterefd.calibrate.calibrate import calibrate, render
 
     with progress("measuring", "numbers of threads") as tell:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
-from pterefd.cli.options import FILE, print_json, progress
+from pterefd import outputs
+from pterefd.cli.options import FILE, force, output, print_json, progress
 from pterefd.errors import EXIT_DIFFERS, EXIT_DONE, BadInput
 
 RATE = click.FloatRange(0, 1)
@@ -37,8 +39,9 @@ RATE = click.FloatRange(0, 1)
 )
 @click.option("--format", "form", type=click.Choice(["table", "markdown", "mail"]), default="table", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-@click.option("--csv", "csv", type=FILE, metavar="FILE", help="Every number, a line a run.")
+@output("--csv", what="Every number, a line a run.")
 @click.option("--plot", "plots", type=FILE, multiple=True, metavar="FILE", help=".png, .svg or .html; repeatable.")
+@force("FILE of --csv and --plot")
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Processes.  [default: as many as processors]")
 @click.option("--resume", type=FILE, metavar="DIR", help="Keep each result there, and go on from what is there.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Run on a Dask cluster that is trusted; tls:// too.")
@@ -57,6 +60,7 @@ def command(
     as_json: bool,
     csv: Path | None,
     plots: tuple[Path, ...],
+    force: bool,
     jobs: int | None,
     resume: Path | None,
     scheduler: str | None,
@@ -76,6 +80,7 @@ def command(
         check_format(path)
     given = scenarios.Choices(profiles, policies, triggers, memories, seeds, bound, reread)
     read = scenarios.load(scenario, settings)
+    _check_outputs(csv, plots, scenarios.inputs(read, costs), force)
     plan = scenarios.plan(read, given, costs)
     runner = cluster.on(scheduler) if scheduler is not None else sweep.here(jobs or scenarios.processors())
     with progress(f"comparing {scenario}", "runs") as tell:
@@ -91,8 +96,21 @@ def command(
         click.echo(RENDERERS[form](comparison), nl=False)
     failed = [held for held in comparison.held if not held.holds]
     for held in failed:
-        print(f"pterefd: {scenario}: run {held.run}: {held.text} does not hold", file=sys.stderr)
+        why = f"expect: {held.text}: about no run" if held.run is None else f"run {held.run}: {held.text} does not hold"
+        print(f"pterefd: {scenario}: {why}", file=sys.stderr)
     return EXIT_DIFFERS if failed else EXIT_DONE
+
+
+def _check_outputs(csv: Path | None, plots: Sequence[Path], inputs: Sequence[Path], force: bool) -> None:
+    """Before hours of work: whether all that is asked for may be written, each to a file of its own."""
+    if csv is not None:
+        outputs.check(csv, force=force, ending=".csv", inputs=inputs)
+    for path in plots:
+        outputs.check(path, force=force, inputs=inputs)
+    names = [os.path.realpath(path) for path in (*([csv] if csv is not None else []), *plots)]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"{name} is to be written {names.count(name)} times: give each its own file")
 
 
 def _write(path: Path, write: Callable[[], object]) -> None:

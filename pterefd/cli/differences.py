@@ -6,21 +6,33 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pterefd import quantities
+from pterefd.errors import BadInput
 
 if TYPE_CHECKING:
-    from pterefd.session.check import CheckOptions, FileResult
+    from pterefd.session.check import CheckOptions, FileResult, Tolerance
 
 MOST_DIFFERENCES = 20  # of a file that are shown; --json has all
 
 
 def check_options(fields: str | None, tolerances: Sequence[str], default: frozenset[str] | None) -> CheckOptions:
     """Of --fields and --tolerance. BadInput: no such field, no such amount."""
-    from pterefd.session.check import CheckOptions, parse_fields, parse_tolerance
+    from pterefd.session.check import CheckOptions, parse_fields
 
     return CheckOptions(
         fields=default if fields is None else parse_fields(fields),
-        tolerances=dict(parse_tolerance(text, quantities.size) for text in tolerances),
+        tolerances=dict(map(_tolerance, tolerances)),
     )
+
+
+def _tolerance(text: str) -> tuple[str, Tolerance]:
+    """One --tolerance; what is wrong with it is said with its name."""
+    from pterefd.session.check import parse_tolerance
+
+    option = f"--tolerance {text!r}: "
+    try:
+        return parse_tolerance(text, quantities.size)
+    except BadInput as error:
+        raise BadInput(option + str(error).removeprefix(option)) from None
 
 
 def difference_lines(result: FileResult) -> Iterator[str]:

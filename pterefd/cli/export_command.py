@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pterefd.cli.options import FILE, progress
+from pterefd.cli.options import FILE, force, output, progress
 
 
 @click.command("export")
 @click.argument("file", type=FILE)
-@click.option("-o", "--output", type=FILE, metavar="OUT", help="Where to; standard output without it.")
-@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@output("-o", "--output", metavar="OUT", stdout=True, what="Where to; standard output without it, or with -.")
+@force()
 def command(file: Path, output: Path | None, force: bool) -> int:
     """Turn a trace into JSON Lines, one object a line."""
     from pterefd.source.convert import export_jsonl

@@ -31,6 +31,7 @@ COMMANDS = (
     "compare",
     "calibrate",
     "run",
+    "shell",
     "plugins",
     "doctor",
 )

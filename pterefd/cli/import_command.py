@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from pterefd.cli.options import FILE, progress
+from pterefd.cli.options import FILE, force, output, progress
 
 PERF_MAGIC = b"PERFILE2"
 
 
 @click.command("import")
 @click.argument("file", type=FILE)
-@click.option("-o", "--output", type=FILE, metavar="OUT", required=True, help="The trace that is written (.parquet).")
+@output("-o", "--output", metavar="OUT", required=True, what="The trace that is written (.parquet).")
 @click.option("--maps", type=FILE, metavar="FILE", help="For perf.data: the maps that `record --script` saved.")
-@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@force()
 def command(file: Path, output: Path, maps: Path | None, force: bool) -> int:
     """Turn JSON Lines, or a recording of perf, into a Parquet trace."""
     if is_perf_data(file):

@@ -14,6 +14,43 @@ from pterefd.errors import BadInput
 
 # Whether a file is there, readable and right is said by whoever opens it, in one way for all commands.
 FILE = click.Path(path_type=Path)
+STDOUT = "-"
+
+
+class _Output(click.ParamType):
+    """A file that is written. `-`, where it may stand for standard output, becomes None."""
+
+    name = "file"
+
+    def __init__(self, *, stdout: bool) -> None:
+        self._stdout = stdout
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | None:
+        if value == STDOUT and not self._stdout:
+            self.fail("- is standard output, where this cannot go; a file of that name is ./-", param, ctx)
+        return None if value == STDOUT else Path(value)
+
+
+def output(
+    *names: str, what: str, metavar: str = "FILE", required: bool = False, stdout: bool = False
+) -> Callable[[Any], Any]:
+    """An option for a file that is written, which may be given once.
+
+    what: its help.  stdout: `-` stands for standard output, and gives None as if nothing had been given.
+    """
+
+    def once(ctx: click.Context, param: click.Parameter, value: tuple[Path | None, ...]) -> Path | None:
+        if len(value) > 1:
+            raise click.UsageError(f"{param.opts[-1]} is given {len(value)} times: one file can be written", ctx)
+        return value[0] if value else None
+
+    kind = _Output(stdout=stdout)
+    return click.option(*names, type=kind, multiple=True, callback=once, metavar=metavar, required=required, help=what)
+
+
+def force(names: str = "OUT") -> Callable[[Any], Any]:
+    """The option --force."""
+    return click.option("--force", is_flag=True, help=f"Replace an existing {names}.")
 
 
 class Quantity(click.ParamType):

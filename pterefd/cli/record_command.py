@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 
 from pterefd import quantities
-from pterefd.cli.options import FILE, Quantity, progress
+from pterefd.cli.options import Quantity, force, output, progress
 from pterefd.errors import PterefdError
 
 EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselves, not the command
 
 
 @click.command("record", context_settings={"allow_interspersed_args": False})
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="The trace that is written (.parquet).")
+@output("-o", "--output", what="The trace that is written (.parquet).")
 @click.option(
     "--checkpoint-every",
     type=Quantity("duration", quantities.seconds),
@@ -29,7 +29,7 @@ EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselv
     show_default=True,
     help="Huge pages: off for the recorded command, or as the machine has them.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing FILE.")
+@force("FILE")
 @click.option("--anonymize", is_flag=True, help="Leave out names, paths and command lines; rebase addresses.")
 @click.option(
     "-p", "--pid", type=click.IntRange(min=1), metavar="PID", help="Record a running process; Ctrl-C detaches."

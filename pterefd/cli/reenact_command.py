@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pterefd import outputs
 from pterefd.cli.differences import check_options, difference_lines, last_line
-from pterefd.cli.options import FILE, print_json, progress
+from pterefd.cli.options import FILE, force, output, print_json, progress
 from pterefd.errors import Partly, PterefdError
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 @click.option("--fields", metavar="A,B|all", help="Compare these; default VmPTE,RssAnon,RssShmem,VmSwap.")
 @click.option("--tolerance", "tolerances", multiple=True, metavar="FIELD=16kB|1%", help="Repeatable.")
 @click.option("--time", "timed", is_flag=True, help="Also say how long kernel and model take, medians of 5 runs.")
-@click.option("--reproducer", type=FILE, metavar="OUT.c", help="Where something differs: write the shortest C program.")
-@click.option("--keep", type=FILE, metavar="OUT", help="Keep the new trace, of what was done and what the kernel said.")
+@output("--reproducer", metavar="OUT.c", what="Where something differs: write the shortest C program.")
+@output("--keep", metavar="OUT", what="Keep the new trace, of what was done and what the kernel said.")
+@force()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
     file: Path,
@@ -42,6 +44,7 @@ def command(
     timed: bool,
     reproducer: Path | None,
     keep: Path | None,
+    force: bool,
     as_json: bool,
 ) -> int:
     """Do what FILE says once more, as real system calls, and compare what the kernel says with the model.
@@ -50,12 +53,24 @@ def command(
     be done as it was is counted by kind. The last line is `FILE: N checkpoints, M differ`; exit code 1 where one
     differs.
     """
+    inputs = [file, *([image] if image is not None else [])]
+    for target, ending in ((reproducer, ".c"), (keep, ".parquet")):
+        if target is not None:
+            outputs.check(target, force=force, ending=ending, inputs=inputs)
     from pterefd.reenact import reenact as session
 
     options = check_options(fields, tolerances, session.FIELDS)
     with session.kernel_for(image) as kernel, progress(f"re-enacting {file}") as tell:
         result = session.reenact(
-            file, kernel, profile=profile, options=options, every=every or 0, keep=keep, timed=timed, progress=tell
+            file,
+            kernel,
+            profile=profile,
+            options=options,
+            every=every or 0,
+            keep=keep,
+            force=force,
+            timed=timed,
+            progress=tell,
         )
         written = _reproduce(result, kernel, reproducer) if reproducer is not None and result.check.differ else None
     if result.check.error is not None:

@@ -7,22 +7,22 @@ from pathlib import Path
 import click
 
 from pterefd import paths
-from pterefd.cli.options import FILE, parameters, progress
+from pterefd.cli.options import FILE, force, output, parameters, progress
 
 
 @click.command("synth")
 @click.argument("name")
 @click.option("--set", "given", multiple=True, metavar="KEY=VALUE", help="A parameter of the workload; repeatable.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal events.")
-@click.option("-o", "--output", type=FILE, metavar="OUT", help="Parquet, or JSON Lines where it ends in .jsonl.")
+@output("-o", "--output", metavar="OUT", stdout=True, what="Parquet, or JSON Lines where it ends in .jsonl.")
 @click.option("--plugins", type=FILE, multiple=True, metavar="DIR", help="Where further plugins lie; repeatable.")
-@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@force()
 def command(
     name: str, given: tuple[str, ...], seed: int, output: Path | None, plugins: tuple[Path, ...], force: bool
 ) -> int:
     """Write what the workload NAME does as a trace, to be shared, replayed and re-enacted (docs/workloads.md).
 
-    Without OUT it goes to standard output, as JSON Lines.
+    Without OUT, or with -, it goes to standard output, as JSON Lines.
     """
     from pterefd.config import MmSection
     from pterefd.reclaim.plugins import Plugins

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,7 @@ from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSU
 
 SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
+SNAPSHOT_TRIES = 8  # without the lock, before a reader of everything takes it
 SLICE_SLOTS = 1024  # PMD pages that a search for mixed PTE pages looks through under the lock at a time
 
 _STOP_SESSION = -1  # beside STOP_*: the event is the session's
@@ -80,6 +82,19 @@ def kind_of_path(path: str) -> int:
 
 
 _OWNER = ("uid", "gid", "oom_score_adj")
+
+
+class Snapshot(NamedTuple):
+    """A host at one moment. mms: how many.  usages: by group, the host's as ""; empty where nothing is accounted."""
+
+    view: HostView
+    mms: int
+    processes: dict[int, Process]
+    usages: dict[str, Usage]
+
+    def comm(self, pid: int) -> str:
+        """The name of the mm's process."""
+        return self.processes[pid].comm
 
 
 class EventError(BadInput):
@@ -119,6 +134,7 @@ class Host:
         self._waiting = 0
         self._s = make_state(self.limits)
         self._seq = np.zeros(1, dtype=np.int64)
+        self._publication = 0  # odd while processes, rows and groups do not belong together
         self._published: Any = np.zeros((64, lo.MM_COLUMNS), dtype=np.int64)
         self._processes: dict[int, Process] = {}
         self._object_names: dict[int, str] = {}
@@ -127,6 +143,7 @@ class Host:
         self.seed = seed
         self._rng = random.Random(seed)
         self._pressure = Pressure(self, self._s, memory) if memory is not None else None
+        self._published_groups: Any = self._groups()
         self.walks = Walks(self, self._s, self._object_names)
 
     # ---- running events -----------------------------------------------------------------------
@@ -351,12 +368,13 @@ class Host:
     def _appear(self, process: Process) -> None:
         """A new mm is published before anybody can see its pid."""
         mark_dirty(self._s, process.mm)
-        self._publish()
+        self._publish(whole=False)
         self._processes[process.pid] = process
         row = self._s.mm[process.mm]
         self.ranking.set(process.pid, counters.from_row(row).reclaimable_pt_bytes // lo.PAGE)
 
     def _exit(self, pid: int) -> None:
+        self._publication |= 1
         process = self._processes.pop(pid, None)
         if process is None:
             self._s.g[lo.G_SKIPPED] += 1
@@ -367,7 +385,7 @@ class Host:
         if self.on_teardown is not None:
             note_kept(self._s, process.mm)
             self.on_teardown(process, counters.from_row(self._s.mm[process.mm]))
-        self._publish()  # a record in the list of changes may be another mm's next
+        self._publish(whole=False)  # a record in the list of changes may be another mm's next
         self.ranking.set(process.pid, 0)
         exit_mm(self._s, process.mm)
 
@@ -407,8 +425,10 @@ class Host:
             finally:
                 self._publish()
 
-    def _publish(self) -> None:
+    def _publish(self, *, whole: bool = True) -> None:
+        """Show what has changed. whole: False where a process is about to come or go, and another call follows."""
         s = self._s
+        self._publication |= 1
         if self._pressure is not None:
             settle_all(s)
             self._pressure.rearm()
@@ -424,6 +444,12 @@ class Host:
             if pid in self._processes:
                 self.ranking.set(pid, pages[0] + pages[1] - pages[2] - pages[3])
         forget_dirty(s)
+        self._published_groups = self._groups()
+        if whole:
+            self._publication += 1
+
+    def _groups(self) -> Any:
+        return self._s.grp[: int(self._s.g[lo.G_GROUPS])].copy()
 
     def _read(self, index: Any) -> Any:
         """A consistent copy of published rows."""
@@ -453,6 +479,29 @@ class Host:
     def view(self) -> HostView:
         """All mms as last published."""
         return HostView(self, self.time_ns, self._rng)
+
+    def snapshot(self) -> Snapshot:
+        """All mms with their names, and what the host and its groups hold, from one publication.
+
+        Waits for a slice of a batch at most: who publishes without pause is asked, through the lock, to let it in.
+        """
+        for _ in range(SNAPSHOT_TRIES):
+            before = self._publication
+            if before & 1 == 0:
+                found = self._snapshot()
+                if self._publication == before:
+                    return found
+            time.sleep(0.0001)
+        with self.looking():
+            return self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
+        groups, view, processes = self._published_groups, self.view(), self._processes.copy()
+        usages: dict[str, Usage] = {}
+        if self._pressure is not None:
+            then = replace(self._s, grp=groups)
+            usages = {name: self._pressure.usage(name, then) for name in ("", *self._pressure.groups)}
+        return Snapshot(view, len(view.pid), processes, usages)
 
     def group_of(self, pid: int) -> str:
         """The mm's group; "" for none, and where there is no such mm."""
@@ -573,6 +622,11 @@ class Host:
         if self._pressure is not None:
             counts |= self._pressure.vmstat.copy()
         return counts | {"refused_maps": int(g[lo.G_REFUSED_MAPS])}
+
+    @property
+    def made_again_bytes(self) -> int:
+        """PTE pages that were freed short of munmap and made again since, in bytes, of all mms that there were."""
+        return sum(self.away_classes) * lo.PAGE
 
     @property
     def away_classes(self) -> list[int]:
@@ -701,7 +755,8 @@ class Host:
         return became
 
     def take_away(self, pid: int) -> None:
-        """The OOM killer took pid: its mm goes, later events of it are lost. The caller has the lock."""
+        """The OOM killer took pid: its mm goes, later events of it are lost. The caller is changing()."""
+        self._publication |= 1
         self._teardown(self._processes.pop(pid))
         self._s.pids[pid] = lo.KILLED
 

@@ -124,10 +124,11 @@ class Pressure:
         limit = int(self._s.grp[group, lo.C_LIMIT])
         return int(used_pages(self._s, group)) - limit if limit else 0
 
-    def usage(self, name: str | None) -> Usage:
-        """What the host (None) or a group holds, as last settled."""
+    def usage(self, name: str | None, state: State | None = None) -> Usage:
+        """What the host (None) or a group holds, as last settled; state: as one says that has another S.grp."""
         group = self.group_id(name or "")
-        s, row = self._s, self._s.grp[group].tolist()
+        s = self._s if state is None else state
+        row = s.grp[group].tolist()
         total = row[lo.C_LIMIT] or self.memory.managed_pages
         pages = (
             total,

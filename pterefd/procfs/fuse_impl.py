@@ -7,7 +7,6 @@ it until it is unmounted. `PTEREFD_FUSE=2` or `3` insists on one (the tests try 
 from __future__ import annotations
 
 import ctypes
-import errno
 import importlib
 import os
 from collections.abc import Callable
@@ -75,40 +74,10 @@ def _mfusepy(library: str) -> Binding:
     if version >= (3, 12):
         limits["max_threads"] = THREADS
 
-    lean = _lean(module.FUSE)
-
     def serve(operations: Any, mountpoint: str, **options: Any) -> None:
-        lean(operations, mountpoint, **options, **limits)
+        module.FUSE(operations, mountpoint, **options, **limits)
 
     return Binding("mfusepy", version, serve, module.fuse_get_context)
-
-
-def _lean(fuse: type[Any]) -> type[Any]:
-    """mfusepy with less between libfuse and the three calls of every reader; all errors are OSErrors by then.
-
-    A third of the time of an open, read and close (bench/mount_latency.py) was spent in between.
-    """
-
-    class Lean(fuse):
-        def _wrapper(self, function: Callable[..., Any], *args: Any) -> int:
-            try:
-                return function(*args) or 0
-            except OSError as error:
-                return -(error.errno or errno.EIO)
-
-        def open(self, path: bytes, info: Any) -> None:
-            info = info[0]
-            info.fh = self.operations.open(path.decode("utf-8", "surrogateescape"), info.flags)
-
-        def read(self, _path: bytes, buffer: Any, size: int, offset: int, info: Any) -> int:
-            data = self.operations.read(None, size, offset, info[0].fh)
-            ctypes.memmove(buffer, data, len(data))
-            return len(data)
-
-        def release(self, _path: bytes, info: Any) -> None:
-            self.operations.release(None, info[0].fh)
-
-    return Lean
 
 
 def _fusepy(library: str) -> Binding:

@@ -30,7 +30,9 @@ OPTIONS = {
     "entry_timeout": CACHE_SECONDS,
     "attr_timeout": CACHE_SECONDS,
 }
-MOUNT_SECONDS = 10.0
+# How long what is still being served may take after the unmount. Where another mount namespace has the mount too
+# (pterefd shell), libfuse serves on; the end of this process ends that.
+MOUNT_SECONDS = 2.0
 
 Caller = Callable[[int, int], AbstractContextManager[Any]]
 

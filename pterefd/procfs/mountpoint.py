@@ -93,15 +93,15 @@ def is_dead(point: str) -> bool:
     """Whether a daemon that is gone has left its mount at point. Missing where it lives."""
     if not is_ours(point):
         return False
-    if _answer(point) not in DEAD:
+    if answer(point) not in DEAD:
         raise Missing(f"{point}: {_resident(point)} is mounted there")
     return True
 
 
-def _answer(point: str) -> int | None:
+def answer(point: str) -> int | None:
     """errno of stat(point), 0 where it works, None where nothing came (a stopped daemon)."""
-    answer = _in_time(lambda: os.stat(point))
-    return 0 if isinstance(answer, os.stat_result) else answer
+    found = _in_time(lambda: os.stat(point))
+    return 0 if isinstance(found, os.stat_result) else found
 
 
 def _in_time(ask: Callable[[], Any]) -> Any:

@@ -81,7 +81,10 @@ PT_RECLAIM = Dir(
         _bytes("empty_bytes", "PTE pages with no entry set."),
         _bytes("zero_bytes", "PTE pages whose 512 entries all map the shared zero page."),
         _bytes("kept_bytes", "Empty and zero PTE pages that free_ptes passes over under the profile."),
-        _bytes("mixed_bytes", "PTE pages whose entries are zero-page ones and none, both kinds. Never freed."),
+        _bytes(
+            "mixed_bytes",
+            "PTE pages whose entries are zero-page ones and none, both kinds. Freed only where a trigger asks.",
+        ),
         _bytes(
             "unlocated_bytes",
             "PTE pages that a recording of a running process counted but could not locate. Never freed.",

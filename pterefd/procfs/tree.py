@@ -69,17 +69,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Directories that come and go, all alike: one per mm, per replay, per plugin.
+    """Directories, or links, that come and go, all alike: one per mm, per replay, per plugin.
 
     label: how docs write the name (PID).  names: those there now.  find: the obj of a name, None where
-    there is none.  each: the table of every one.  owner: (uid, gid) of obj's nodes, None for the daemon's.
+    there is none.  each: the table of every one, or the link.  owner: (uid, gid) of obj's nodes, None for the daemon's.
     """
 
     label: str
     help: str
     names: Callable[[Any, Any], Iterable[str]]
     find: Callable[[Any, Any, str], Any]
-    each: Dir
+    each: Dir | Link
     owner: Callable[[Any, Any], tuple[int, int]] | None = None
 
 

@@ -24,6 +24,7 @@ import pluggy
 from pydantic import ValidationError
 
 from pterefd import hookspecs, log
+from pterefd.config import said
 from pterefd.errors import BadInput
 from pterefd.hookspecs import API_VERSION, PROJECT, Policy, Trigger, Tunables, Workload
 from pterefd.reclaim.guard import Abandoned, plain
@@ -83,6 +84,7 @@ class Plugins:
         self._loaded: dict[str, Loaded] = {}  # by origin
         self._directories: list[Path] = []
         self._stamps: dict[Path, Stamp] = {}  # of files as they were when they were last tried
+        self.refused: set[Path] = set()  # files that did not fit when they were last tried
 
     @property
     def triggers(self) -> dict[str, type[Trigger]]:
@@ -119,6 +121,7 @@ class Plugins:
     def load_file(self, path: Path) -> Any:
         """Import one plugin file and register what it brings; in place of what the file brought before. BadInput."""
         self._stamps[path] = _stamp(path)
+        self.refused.add(path)  # until it is in
         name = f"pterefd_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
         spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
         if spec is None or spec.loader is None:
@@ -135,6 +138,7 @@ class Plugins:
             if before is not None:
                 sys.modules[name] = before
             raise
+        self.refused.discard(path)
         return module
 
     def _load_entry_point(self, entry: importlib.metadata.EntryPoint) -> None:
@@ -151,7 +155,8 @@ class Plugins:
     def _take(self, origin: str, plugin: Any, version: Any) -> None:
         """Check a plugin as a whole, then let it in, in place of what came from the same origin before. BadInput."""
         if version != API_VERSION:
-            raise BadInput(f"{origin}: PTEREFD_API is {version!r}, this pterefd has {API_VERSION}")
+            said = "is missing" if version is None else f"is {version!r}"
+            raise BadInput(f"{origin}: PTEREFD_API {said}, this pterefd has {API_VERSION}")
         new = Loaded(origin, plugin)
         for kind, implementation in _registrations(origin, plugin):
             new.classes[kind] = self._classes_of(origin, kind, implementation)
@@ -204,6 +209,10 @@ class Plugins:
         files = {path: _stamp(path) for directory in self._directories for path in sorted(directory.glob("*.py"))}
         return {path: stamp for path, stamp in files.items() if self._stamps.get(path) != stamp}
 
+    def to_try(self) -> list[Path]:
+        """Files that are new or have changed, and those that did not fit and are still there."""
+        return sorted({*self.changed(), *(path for path in self.refused if path.exists())})
+
     def reload(self, files: Iterable[Path] | None = None) -> Reloaded:
         """Take up new and changed files (these, or all that there are). What does not fit leaves all as it was."""
         names: list[tuple[str, str]] = []
@@ -235,7 +244,10 @@ class Plugins:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise BadInput(f"{name}: {where}: {' '.join(first['msg'].split())}") from error
+            reason = said(first)
+            if first["type"] == "extra_forbidden":
+                reason = f"no such tunable; there are: {', '.join(cls.Tunables.model_fields) or 'none'}"
+            raise BadInput(f"{name}: {where}: {reason}") from error
         except Exception as error:
             raise BadInput(f"{name}: its tunables cannot be made: {plain(error)}") from error
         return made

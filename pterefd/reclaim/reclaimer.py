@@ -201,13 +201,14 @@ class Reclaimer:
         return self._plugins.changed()
 
     def reload(self, files: Iterable[Path] | None = None) -> list[str]:
-        """Take up new and changed plugin files (these, or all that there are); what was there carries on otherwise.
+        """Take up new and changed plugin files, and those that did not fit so far (these, or all that there are).
 
-        Returns what came in, as `KIND NAME`. BadInput, in one line, where a file does not fit, once the others are in.
+        What was there carries on otherwise. Returns what came in, as `KIND NAME`. BadInput, in one line, where a file
+        does not fit, once the others are in.
         """
         names: list[tuple[str, str]] = []
         errors: list[str] = []
-        waiting = list(self._plugins.changed() if files is None else files)
+        waiting = list(self._plugins.to_try() if files is None else files)
 
         def steps(watch: Watch) -> None:
             while waiting:
@@ -221,12 +222,7 @@ class Reclaimer:
             guarded(steps, None if self._deadline is None else max(self._deadline, IMPORT_SECONDS), late)
             for seats in (self._policies, self._triggers):
                 seats.drop_missing()
-            if self._policy not in self._policies:
-                self._policy = DEFAULT_POLICY
-            self._by_trigger = {
-                t: p for t, p in self._by_trigger.items() if t in self._triggers and p in self._policies
-            }
-            self.set_triggers([name for name in self._active if name in self._triggers])
+            self._do_without()
         came = [f"{kind} {name}" for kind, name in names]
         if came:
             self._log.info("plugins reloaded", plugins=came)
@@ -235,6 +231,22 @@ class Reclaimer:
         if errors:
             raise BadInput("; ".join(errors))
         return came
+
+    def _do_without(self) -> None:
+        """Policies and triggers in charge that files had and have no more: others take their place, and it is said."""
+        if self._policy not in self._policies:
+            self._log.warning("policy is gone", policy=self._policy, instead=DEFAULT_POLICY)
+            self._policy = DEFAULT_POLICY
+        for trigger, policy in list(self._by_trigger.items()):
+            if trigger not in self._triggers:
+                del self._by_trigger[trigger]
+            elif policy not in self._policies:
+                self._log.warning("policy is gone", policy=policy, trigger=trigger, instead=self._policy)
+                del self._by_trigger[trigger]
+        for name in self._active:
+            if name not in self._triggers:
+                self._log.warning("trigger is gone", trigger=name)
+        self.set_triggers([name for name in self._active if name in self._triggers])
 
     def _take_up(self, path: Path, names: list[tuple[str, str]], errors: list[str]) -> None:
         """One file, and what it brings in its seat."""
@@ -247,6 +259,7 @@ class Reclaimer:
                         seats.remake(name)
                     except BadInput as error:
                         errors.append(str(error))
+                        self._plugins.refused.add(path)
             self._conduct.take_back((kind, name))
         names += came.names
 
@@ -468,9 +481,9 @@ class Reclaimer:
     def _failed(self, plugin: Plugin, error: BaseException) -> None:
         kind, name = plugin
         aside = self._conduct.failed(plugin, error, may_go=plugin != ("policy", DEFAULT_POLICY))
-        self._log.error("plugin.failed", kind=kind, plugin=name, error=plain(error))
+        self._log.error("plugin failed", kind=kind, plugin=name, error=plain(error))
         if aside:
-            self._log.error("plugin.put_aside", kind=kind, plugin=name)
+            self._log.error("plugin put aside", kind=kind, plugin=name)
 
     def _note(self, result: ReclaimResult) -> None:
         """Count and log one act."""
@@ -480,13 +493,12 @@ class Reclaimer:
                 self.totals[result.trigger, result.policy, kind] += number
         self.runs[result.trigger, result.policy, result.outcome] += 1
         more: dict[str, Any] = {"mixed_bytes": result.mixed_bytes} if Kinds.MIXED in result.request.kinds else {}
-        if result.request.group is not None:
-            more["group"] = result.request.group
+        about: dict[str, Any] = {"pid": result.request.pid, "group": result.request.group}
+        more |= {key: value for key, value in about.items() if value is not None}
         self._log.info(
             "reclaimed",
             trigger=result.trigger,
             policy=result.policy,
-            pid=result.request.pid,
             kinds=result.request.kinds.text,
             empty_bytes=result.empty_bytes,
             zero_bytes=result.zero_bytes,

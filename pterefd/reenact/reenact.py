@@ -141,6 +141,7 @@ def reenact(
     options: CheckOptions | None = None,
     every: int = 0,
     keep: Path | None = None,
+    force: bool = False,
     timed: bool = False,
     limits: Limits | None = None,
     progress: Progress | None = None,
@@ -148,7 +149,7 @@ def reenact(
     """Run a trace's operations on a kernel and compare every checkpoint with the model.
 
     profile: `auto` is the kernel's own.  every: a checkpoint after so many events, too.  keep: where the new trace
-    goes.
+    goes.  force: an existing one is replaced.
     TraceError, BadInput: as open_trace and Trace.batches.  Missing: no compiler, or the agents did not survive.
     """
     if profile != AUTO:
@@ -160,7 +161,7 @@ def reenact(
     steps = _told(operations(trace, every), trace, progress) if progress is not None else operations(trace, every)
     with tempfile.TemporaryDirectory(prefix="pterefd-reenact-") as scratch:
         target = keep if keep is not None else Path(scratch) / "trace.parquet"
-        with TraceWriter(target, meta) as writer:
+        with TraceWriter(target, meta, force=force) as writer:
             done, origins = enact(kernel, found, steps, writer, every=every)
         if thp_bits(trace.meta.thp) & ~THP_ZERO_PAGE:
             done.left_out[f"huge pages, which the trace's machine gave ({trace.meta.thp})"] += 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pterefd import quantities
 from pterefd.session.outcome import BOUND, NUMBERS, Outcome, Result
 
 MAIL_COLUMNS = 72
@@ -39,10 +40,10 @@ class Regret:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One expectation of a scenario and one run: does it hold, and what is the number?"""
+    """One expectation of a scenario and one run: does it hold, and what is the number? run None: it is about no run."""
 
     text: str
-    run: int
+    run: int | None
     value: float | None
     holds: bool
 
@@ -110,16 +111,7 @@ def _regret(outcome: Outcome, bound: Outcome) -> Regret:
 # ---- numbers as people read them --------------------------------------------------------------------
 
 
-def size(nbytes: float) -> str:
-    """In the largest unit that leaves at least 1: `4 kB`, `1.5 MB`; kB as procfs says it, 1024 bytes."""
-    for unit, shift in (("TB", 40), ("GB", 30), ("MB", 20)):
-        if abs(nbytes) >= 1 << shift:
-            return (
-                f"{nbytes / (1 << shift):.3g} {unit}"
-                if abs(nbytes) < 100 << shift
-                else f"{nbytes / (1 << shift):.0f} {unit}"
-            )
-    return f"{nbytes / 1024:.3g} kB" if nbytes else "0"
+size = quantities.shown_size
 
 
 def duration(ns: float) -> str:
@@ -230,6 +222,9 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield f"Costs: {comparison.costs}."
     for held in comparison.held:
         verb = "holds" if held.holds else "DOES NOT HOLD"
+        if held.run is None:
+            yield f"Expected, and about no run: {held.text}: {verb}"
+            continue
         yield f"Expected of run {held.run}: {held.text}: {verb} ({'-' if held.value is None else f'{held.value:g}'})"
     yield "What a recording cannot know:"
     yield from (f"- {line}" for line in UNKNOWN)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "html")
 MOST_POINTS = 2000  # of a line
 MOST_NAMED = 20  # runs in a legend
+MOST_COMMS = 3  # in one label
+LABEL_HEIGHT = 0.05  # of a panel's height
+LABEL_WIDTH = 0.014  # of the panel's width: what a label of small letters, upright, takes
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 
 
@@ -60,8 +63,10 @@ def draw(comparison: Comparison) -> Figure:
         figure.suptitle(comparison.title, fontsize=10)
         for panel, title in zip(axes, ("page tables", "reclaimable page tables", "free memory"), strict=False):
             _frame(panel, title)
-        for index, result in enumerate(comparison.results):
-            _lines(axes, result, index)
+        groups = alike(comparison.results)
+        for index, numbers in enumerate(groups):
+            _lines(axes, comparison.results, numbers, index)
+        _kills(axes[0], comparison.results, groups)
         if with_memory:
             _watermarks(axes[2], comparison.results)
         for panel in axes:
@@ -72,12 +77,33 @@ def draw(comparison: Comparison) -> Figure:
 
 
 def name_of(result: Result, number: int) -> str:
-    """`3: rfc-2022, pre_oom, largest_first, 512 MB`."""
+    """`3: rfc-2022, pre_oom, largest_first, 512 MiB`."""
     c = result.combination
     parts = [c.profile, c.trigger, c.policy]
     parts += [size(c.memory_bytes)] if c.memory_bytes else []
     parts += [f"seed {c.seed}"] if c.seed else []
     return f"{number}: {', '.join(parts)}"
+
+
+def alike(results: Sequence[Result]) -> list[list[int]]:
+    """Numbers of the runs, from 1, in groups that come to the same curves and kills: a line for each."""
+    groups: list[list[int]] = []
+    for number, result in enumerate(results, 1):
+        for group in groups:
+            first = results[group[0] - 1]
+            if first.series == result.series and first.outcome.killed == result.outcome.killed:
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    return groups
+
+
+def label_of(results: Sequence[Result], numbers: Sequence[int]) -> str:
+    """The name of the first of some runs that are alike, and which are."""
+    first, *others = numbers
+    name = name_of(results[first - 1], first)
+    return f"{name} (the same: {', '.join(map(str, others))})" if others else name
 
 
 def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
@@ -94,42 +120,76 @@ def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
 
 
 def _frame(panel: Axes, title: str) -> None:
-    panel.set_ylabel(f"{title}, MB")
+    panel.set_ylabel(f"{title}, MiB")
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _lines(axes: Sequence[Axes], result: Result, index: int) -> None:
-    """One run in every panel; each of its lines has the id run-N, by which the page shows and hides it."""
-    series, number = result.series, index + 1
-    colour, style = COLOURS[index % len(COLOURS)], ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+def _look(index: int) -> tuple[str, str]:
+    """Colour and style of a line."""
+    return COLOURS[index % len(COLOURS)], ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+
+
+def _lines(axes: Sequence[Axes], results: Sequence[Result], numbers: Sequence[int], index: int) -> None:
+    """Runs that are alike, in every panel; each line has the id run-N of the first, by which the page hides it."""
+    number = numbers[0]
+    series = results[number - 1].series
+    colour, style = _look(index)
     columns: list[Sequence[int]] = [series.pgtables_bytes, series.reclaimable_bytes, series.free_bytes]
     for k, (panel, values) in enumerate(zip(axes, columns, strict=False)):
         points = thinned(values)
         x = [series.time_ns[i] / 1e9 for i in points]
         y = [values[i] / (1 << 20) for i in points]
-        (line,) = panel.plot(x, y, style, color=colour, linewidth=1, label=name_of(result, number))
+        (line,) = panel.plot(x, y, style, color=colour, linewidth=1, label=label_of(results, numbers))
         line.set_gid(f"run-{number}-{k}")
-    for k, kill in enumerate(result.outcome.killed):
+    for k, kill in enumerate(results[number - 1].outcome.killed):
         mark = axes[0].axvline(kill.time_ns / 1e9, color=colour, linewidth=0.7, linestyle=style, alpha=0.7)
         mark.set_gid(f"run-{number}-kill-{k}")
-        text = axes[0].annotate(
-            f"kill: {kill.comm}", (kill.time_ns / 1e9, 1), xycoords=("data", "axes fraction"), fontsize=6, color=colour,
-            rotation=90, ha="right", va="top",
+
+
+def _kills(panel: Axes, results: Sequence[Result], groups: Sequence[Sequence[int]]) -> None:
+    """Who was killed, beside the marks; kills that are too near for a label each share one."""
+    kills = sorted(
+        (kill.time_ns / 1e9, kill.comm, index)
+        for index, numbers in enumerate(groups)
+        for kill in results[numbers[0] - 1].outcome.killed
+    )
+    low, high = panel.get_xlim()
+    near: list[list[tuple[float, str, int]]] = []
+    for kill in kills:
+        if near and kill[0] - near[-1][0][0] < LABEL_WIDTH * (high - low):
+            near[-1].append(kill)
+        else:
+            near.append([kill])
+    for label in near:
+        whose = {index for _, _, index in label}
+        comms = list(dict.fromkeys(comm for _, comm, _ in label))
+        more = f" and {len(comms) - MOST_COMMS} more" if len(comms) > MOST_COMMS else ""
+        text = panel.annotate(
+            f"kill: {', '.join(comms[:MOST_COMMS])}{more}", (label[0][0], 1), xycoords=("data", "axes fraction"),
+            fontsize=6, color=_look(*whose)[0] if len(whose) == 1 else "#444444", rotation=90, ha="right", va="top",
         )  # fmt: skip
-        text.set_gid(f"run-{number}-killed-{k}")
+        if len(whose) == 1:
+            number = groups[label[0][2]][0]
+            text.set_gid(f"run-{number}-killed-{label[0][0]:.9f}")
 
 
 def _watermarks(panel: Axes, results: Sequence[Result]) -> None:
-    """The marks of each memory: high, low, min."""
+    """The marks of each memory: high, low, min; one label for those that lie too near for three."""
     marks = {(r.series.high_bytes, r.series.low_bytes, r.series.min_bytes) for r in results if r.series.free_bytes}
+    most = max(max(r.series.free_bytes, default=0) for r in results)
     for mark in sorted(marks):
-        for name, value in zip(("high", "low", "min"), mark, strict=True):
+        for value in mark:
             panel.axhline(value / (1 << 20), color="#888888", linewidth=0.6, linestyle=":")
-            text = panel.annotate(
-                name, (1, value / (1 << 20)), xycoords=("axes fraction", "data"), fontsize=6, color="#666666"
-            )
-            text.set_in_layout(False)
+        high, low, least = mark
+        named = [("high", high), ("low", low), ("min", least)]
+        if high - least < 2 * LABEL_HEIGHT * most:
+            named = [("min, low, high", low)]
+        for name, value in named:
+            panel.annotate(
+                name, (1, value / (1 << 20)), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                fontsize=6, color="#666666", va="center",
+            )  # fmt: skip
 
 
 def _legend(panel: Axes) -> tuple[list[Any], list[str]]:
@@ -161,8 +221,9 @@ def _page(comparison: Comparison, figure: Figure) -> bytes:
     picture = _bytes(figure, "svg").decode()
     picture = picture[picture.index("<svg") :]
     boxes = "\n".join(
-        f'<label><input type="checkbox" checked data-run="{number}"> {html.escape(name_of(result, number))}</label><br>'
-        for number, result in enumerate(comparison.results, 1)
+        f'<label><input type="checkbox" checked data-run="{numbers[0]}">'
+        f" {html.escape(label_of(comparison.results, numbers))}</label><br>"
+        for numbers in alike(comparison.results)
     )
     title = html.escape(comparison.title)
     report = html.escape(render_table(comparison))

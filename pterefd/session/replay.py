@@ -13,6 +13,8 @@ import numpy.typing as npt
 from pterefd.host.host import Host
 from pterefd.mm.events import OP_EXEC, OP_EXIT, OP_FORK, Batch
 from pterefd.session.feed import Feed
+from pterefd.session.mix import NEVER, UNTIMED_NS
+from pterefd.source.place import Placed
 from pterefd.source.source import Source
 
 if TYPE_CHECKING:
@@ -20,14 +22,14 @@ if TYPE_CHECKING:
 
 RUNNING, PAUSED, HELD, ENDED = "running", "paused", "held", "ended"
 FIRST_PID = 1
-TICK_NS = 10_000_000  # of the trace's time, between two ticks that triggers are told of
-STEP_SECONDS = 0.02  # how often a replay by the clock looks at it
+MOST_EVENTS = 65536  # before it is looked whether it shall pause
 
 
 class Replay:
-    """One source of the daemon's host. run() is a thread's work; the rest may be called from any thread.
+    """One source of the daemon's host, run by its conductor. What files need may be called from any thread.
 
-    speed: factor of real time, None for as fast as it goes.  position: index of the next event.
+    speed: factor of real time, None for as fast as it goes.  hold: stop before pid 1 exits, to be looked at.
+    position: index of the next event.
     """
 
     def __init__(
@@ -38,32 +40,35 @@ class Replay:
         reclaimer: Reclaimer,
         *,
         speed: float | None = 1.0,
-        clock: Callable[[], float] = time.monotonic,
+        hold: bool = True,
     ) -> None:
         self.number = number
         self.name = source.name
+        self.source = Placed(source, untimed_ns=UNTIMED_NS)
         self.position = 0
-        self._source = source
         self._speed = speed
+        self._hold = hold
         self._state = RUNNING
-        self._clock = clock
-        self._changed = threading.Condition()
-        self._stopping = False
+        self._clock: Callable[[], float] = time.monotonic
+        self._wake: Callable[[], None] = lambda: None
+        self._changing = threading.Lock()
         self._living: set[int] = set()
         self._has_first = False
-        self._anchor = (clock(), 0)  # wall seconds, trace ns: where the present speed began
-        self._beats = 0
-        self._now = 0  # ns of the trace's time that have been run
-        self._next_tick = 0
-        self._reclaimer = reclaimer
-        self._feed = Feed(source, host, on_free_ptes=reclaimer.free_ptes)
+        self._anchor = (0.0, 0)  # wall seconds, ns of the source's time: where the present speed began
+        self._now = 0  # ns of the source's time that have been run
+        self._beat: float | None = None  # when it last got on, or saw that nothing is due
+        self._feed = Feed(self.source, host, on_free_ptes=reclaimer.free_ptes)
+        self._batch: Batch | None = None
+        self._index = 0  # in the batch, of the next event
+        self._times: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._holds: list[int] = []  # indices in the batch that it is held before
 
-    # ---- from outside -------------------------------------------------------------------------
+    # ---- for files ----------------------------------------------------------------------------
 
     @property
     def events(self) -> int | None:
         """The number of events; None where the source does not know it yet."""
-        return self._source.events
+        return self.source.events
 
     @property
     def state(self) -> str:
@@ -76,117 +81,119 @@ class Replay:
         return self._speed
 
     @property
-    def beats(self) -> int | None:
-        """Moves on as long as run() does, every second at least but for a long batch; None where it need not."""
-        return self._beats if self._state == RUNNING else None
+    def time_ns(self) -> int:
+        """The trace's time that has been run."""
+        return self._now
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Since it last ran events or saw that none is due; up to about a second is usual. 0 unless it is running."""
+        beat = self._beat
+        return 0.0 if beat is None or self._state != RUNNING else max(self._clock() - beat, 0.0)
 
     def pause(self) -> None:
         """Stop before the next event; nothing where it is held or has ended."""
-        with self._changed:
+        with self._changing:
             if self._state == RUNNING:
                 self._state = PAUSED
-                self._changed.notify_all()
+        self._wake()
 
     def resume(self) -> None:
         """Go on after a pause, or past the hold."""
-        with self._changed:
+        with self._changing:
             if self._state in (PAUSED, HELD):
-                self._state = RUNNING
+                self._beat = self._clock()
                 self._anchor = (self._clock(), self._now)
-                self._changed.notify_all()
+                self._state = RUNNING
+        self._wake()
 
     def set_speed(self, speed: float | None) -> None:
         """Another factor of real time from now on; None for max."""
-        with self._changed:
+        with self._changing:
             self._anchor = (self._clock(), self._now)
             self._speed = speed
-            self._changed.notify_all()
+        self._wake()
 
-    def stop(self) -> None:
-        """End run() soon."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+    # ---- for the conductor --------------------------------------------------------------------
 
-    # ---- the thread ---------------------------------------------------------------------------
+    def conducted(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
+        """Whom to tell when something has changed, and what the time is."""
+        self._wake, self._clock = wake, clock
 
-    def run(self) -> None:
-        """Replay to the end or to stop(). PterefdError where the trace turns out to be bad."""
-        with self._changed:
-            self._anchor = (self._clock(), 0)
-        for batch in self._source.batches():
-            if not self._batch(batch):
-                return
-        with self._changed:
+    def begin(self, wall: float) -> None:
+        """The clock starts."""
+        with self._changing:
+            self._anchor = (wall, 0)
+        self._beat = wall
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to come."""
+        return self._state == ENDED
+
+    def end(self) -> None:
+        """There is no further batch."""
+        with self._changing:
             self._state = ENDED
 
-    def _batch(self, batch: Batch) -> bool:
-        """One batch, as far as the clock lets it. False where run() shall end."""
-        times = np.maximum.accumulate(np.maximum(batch.t, self._now))
-        stops = self._holds(batch)
-        index, n = 0, len(batch)
-        while index < n:
-            self._beats += 1
-            if not self._wait_running():
-                return False
-            if stops and index == stops[0]:
-                stops.pop(0)
-                self._hold()
-                continue
-            due = self._due(times, index)
-            if due == index:
-                self._sleep_until(int(times[index]))
-                continue
-            end = min(due, stops[0]) if stops else due
-            end = min(end, index + 65536, self._until_tick(times, index))
-            self._feed.run(batch, index, end)
-            index = end
-            self._now = int(times[end - 1])
-            self.position = batch.first + end
-            if self._now >= self._next_tick:
-                self._next_tick = self._now + TICK_NS
-                self._reclaimer.tick()
-        return True
+    @property
+    def has_batch(self) -> bool:
+        """Whether the next event is there."""
+        return self._batch is not None
 
-    def _until_tick(self, times: npt.NDArray[np.int64], index: int) -> int:
-        """Index behind the event at which the triggers are asked again: only where one wants to know."""
-        if not self._reclaimer.ticking:
-            return len(times)
-        return max(index, int(np.searchsorted(times, self._next_tick, side="left"))) + 1
+    @property
+    def next_ns(self) -> int:
+        """The time of the next event, which is there."""
+        return int(self._times[self._index])
 
-    def _due(self, times: npt.NDArray[np.int64], index: int) -> int:
-        """Index of the first event that is not due yet."""
-        with self._changed:
-            speed, (wall, base) = self._speed, self._anchor
-        if speed is None:
-            return len(times)
-        now = base + int((self._clock() - wall) * speed * 1e9)
-        return max(index, int(np.searchsorted(times, now, side="right")))
+    @property
+    def now_ns(self) -> int:
+        """The time of the last event that was run."""
+        return self._now
 
-    def _sleep_until(self, t: int) -> None:
-        with self._changed:
-            if self._stopping or self._state != RUNNING or self._speed is None:
-                return
-            wall, base = self._anchor
-            left = wall + (t - base) / 1e9 / self._speed - self._clock()
-            self._changed.wait(min(max(left, 0.001), STEP_SECONDS) if left < 1 else min(left, 1.0))
+    def load(self, batch: Batch) -> None:
+        """Take up the next batch, which is not empty."""
+        self._times = np.maximum.accumulate(np.maximum(batch.t, self._now))
+        self._holds = self._ends(batch) if self._hold else []
+        self._batch, self._index = batch, 0
 
-    def _wait_running(self) -> bool:
-        """Wait while paused or held. False where run() shall end."""
-        with self._changed:
-            while self._state != RUNNING and not self._stopping:
-                self._changed.wait()
-            return not self._stopping
+    def time_at(self, wall: float) -> int:
+        """ns of the source's time up to which events are due; NEVER for all of them."""
+        with self._changing:
+            speed, (start, base) = self._speed, self._anchor
+        due = NEVER - 1 if speed is None else base + int((wall - start) * speed * 1e9)
+        if due < self.next_ns:
+            self._beat = wall
+        return due
 
-    def _hold(self) -> None:
-        with self._changed:
-            self._state = HELD
-            self._changed.notify_all()
+    def seconds_to(self, time_ns: int, wall: float) -> float:
+        """Until a time of the source's is there."""
+        with self._changing:
+            speed, (start, base) = self._speed, self._anchor
+        return 0.0 if speed is None else start + (time_ns - base) / 1e9 / speed - wall
 
-    def _holds(self, batch: Batch) -> list[int]:
-        """Indices of the exits before which the replay is held: pid 1's, without a pid 1 the last mm's."""
+    def advance(self, stop: int) -> None:
+        """Run events before time `stop`, the next of which is there: as many as go at once, or up to the hold."""
+        assert self._batch is not None
+        self._beat = self._clock()
+        if self._holds and self._index == self._holds[0]:
+            self._holds.pop(0)
+            with self._changing:
+                self._state = HELD
+            return
+        end = int(np.searchsorted(self._times, stop, side="left"))
+        end = min(end, self._index + MOST_EVENTS, *self._holds[:1])
+        self._feed.run(self._batch, self._index, end)
+        self._now = int(self._times[end - 1])
+        self._index = end
+        self.position = self._batch.first + end
+        if end == len(self._batch):
+            self._batch = None
+
+    def _ends(self, batch: Batch) -> list[int]:
+        """Indices of the exits before which it is held: pid 1's, without a pid 1 the last mm's."""
         found = []
-        first = FIRST_PID + self._source.pid_base
+        first = FIRST_PID + self.source.pid_base
         rare = np.isin(batch.op, (OP_EXEC, OP_FORK, OP_EXIT)).nonzero()[0]
         for i in rare.tolist():
             pid, op = int(batch.pid[i]), int(batch.op[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from string import Template
 
@@ -33,6 +34,7 @@ def write_package(name: str, kind: str, directory: Path) -> list[Path]:
         "dashed": name.replace("_", "-"),
         "cls": "".join(word.capitalize() for word in name.split("_")),
         "api": str(API_VERSION),
+        "prefix": sys.prefix,
     }
     words["use"] = Template(_USE[kind]).substitute(words)
     files = {

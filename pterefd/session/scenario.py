@@ -7,7 +7,7 @@ relative to the file. docs/compare.md describes all of them.
     title = "..."
 
     [host]
-    memory = "512MB"
+    memory = "512MiB"
 
     [[mm]]
     trace = "redis.parquet"
@@ -27,6 +27,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import product
@@ -72,9 +73,9 @@ class _Section(BaseModel):
 
 
 class ScenarioSection(_Section):
-    """[scenario]. about: paragraphs that stand before the report's tables."""
+    """[scenario]. title: of the report, "" for the file's name.  about: paragraphs that stand before its tables."""
 
-    title: Annotated[str, Field(min_length=1)]
+    title: str = ""
     about: str = ""
 
 
@@ -98,10 +99,10 @@ class CompareSection(_Section):
 class Scenario(_Section):
     """A whole file."""
 
-    scenario: ScenarioSection
+    scenario: ScenarioSection = Field(default_factory=ScenarioSection)
     host: HostSection = Field(default_factory=HostSection)
     group: tuple[GroupTable, ...] = ()
-    mm: Annotated[tuple[MmSection, ...], Field(min_length=1)]
+    mm: tuple[MmSection, ...]
     plugins: PluginsSection = Field(default_factory=PluginsSection)
     compare: CompareSection = Field(default_factory=CompareSection)
     expect: tuple[dict[str, Any], ...] = ()
@@ -145,6 +146,8 @@ def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
     given = config.read(path)
     for setting in settings:
         _set(given, setting)
+    if not given.get("mm"):
+        raise BadInput(f"{path}: no [[mm]]: nothing to run")
     try:
         scenario = Scenario.model_validate(given)
     except ValidationError as error:
@@ -161,6 +164,14 @@ def load(path: Path, settings: Sequence[str] = ()) -> Loaded:
         _expectation(f"{path}: expect.{number}", table) for number, table in enumerate(scenario.expect)
     )
     return Loaded(path, scenario, expectations, frozenset(_plain(setting) for setting in settings))
+
+
+def inputs(loaded: Loaded, costs: Path | None = None) -> list[Path]:
+    """Files that are read for a comparison: none of its outputs may take the place of one."""
+    scenario = loaded.scenario
+    traces = [mm.trace for mm in scenario.mm if mm.trace is not None]
+    given = [loaded.path, *([costs] if costs is not None else []), *traces]
+    return [*given, *plugin_files(scenario.plugins.directories)]
 
 
 def _plain(setting: str) -> str:
@@ -266,6 +277,7 @@ class Plan:
     combinations: list[Combination]
     tasks: list[Task]
     costs: Costs
+    narrowed: bool  # the command line says otherwise than the scenario what is compared
 
 
 def plan(loaded: Loaded, choices: Choices, costs_file: Path | None = None) -> Plan:
@@ -283,10 +295,11 @@ def plan(loaded: Loaded, choices: Choices, costs_file: Path | None = None) -> Pl
         "quantum_ns": round(quantities.seconds(scenario.compare.quantum) * 1e9),
     }
     combinations = _combinations(loaded, choices, _plugins(scenario.plugins.directories))
-    setting_of(shared).sources(0)  # says now what would fail in every worker
+    setting_of(shared, f"{loaded.path}: ").sources(0)  # says now what would fail in every worker
     traces = [mm.trace for mm in scenario.mm if mm.trace is not None]
     files = sorted({*traces, *plugin_files(scenario.plugins.directories)})
-    return Plan(loaded, combinations, make_tasks(shared, files, combinations), costs)
+    narrowed = choices != Choices(reread=choices.reread)
+    return Plan(loaded, combinations, make_tasks(shared, files, combinations), costs, narrowed)
 
 
 def _combinations(loaded: Loaded, choices: Choices, plugins: Plugins) -> list[Combination]:
@@ -295,11 +308,15 @@ def _combinations(loaded: Loaded, choices: Choices, plugins: Plugins) -> list[Co
     profiles = list(choices.profiles or compare.profiles)
     policies = list(choices.policies or compare.policies)
     triggers = [_triggers(text) for text in choices.triggers or compare.triggers]
-    for profile in profiles:
-        named(profile)
-    _check("policy", policies, plugins.policies)
-    _check("trigger", [name for names in triggers for name in names], plugins.triggers)
-    memories = [_memory(loaded, text) for text in choices.memories or compare.memory]
+    with _of(loaded, choices.profiles, "--profile", "profiles"):
+        for profile in profiles:
+            named(profile)
+    with _of(loaded, choices.policies, "--policy", "policies"):
+        _check("policy", policies, plugins.policies)
+    with _of(loaded, choices.triggers, "--trigger", "triggers"):
+        _check("trigger", [name for names in triggers for name in names], plugins.triggers)
+    with _of(loaded, choices.memories, "--memory", "memory"):
+        memories = [_memory(loaded, text) for text in choices.memories or compare.memory]
     seeds = list(choices.seeds or compare.seeds)
     bound = compare.bound if choices.bound is None else choices.bound
     found: list[Combination] = []
@@ -310,6 +327,15 @@ def _combinations(loaded: Loaded, choices: Choices, plugins: Plugins) -> list[Co
         if bound:
             found.append(Combination(profile, BOUND, (), memory, seed))
     return list(dict.fromkeys(found))
+
+
+@contextmanager
+def _of(loaded: Loaded, given: Sequence[str], option: str, key: str) -> Iterator[None]:
+    """What is wrong is said with where it was given: the option, or the file and its key."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{option if given else f'{loaded.path}: compare.{key}'}: {error}") from None
 
 
 def _triggers(text: str) -> tuple[str, ...]:
@@ -331,7 +357,7 @@ def _memory(loaded: Loaded, text: str) -> int:
     if factor is None:
         return quantities.size(text)
     if not own and float(factor[1]) != 1:
-        raise BadInput(f"--memory {text}: {loaded.path} has no host.memory that it could be a multiple of")
+        raise BadInput(f"{text}: {loaded.path} has no host.memory that it could be a multiple of")
     return int(own * float(factor[1])) // 4096 * 4096
 
 
@@ -354,8 +380,8 @@ def _plugins(directories: tuple[Path, ...]) -> Plugins:
     return plugins
 
 
-def setting_of(shared: dict[str, Any]) -> Setting:
-    """What plan() wrote for the workers, made into what a run needs."""
+def setting_of(shared: dict[str, Any], where: str = "") -> Setting:
+    """What plan() wrote for the workers, made into what a run needs. where: begins what is said of [[mm]]."""
     host = HostSection.model_validate(shared["host"])
     groups = [GroupTable.model_validate(table) for table in shared["group"]]
     mms = [MmSection.model_validate(table) for table in shared["mm"]]
@@ -363,7 +389,8 @@ def setting_of(shared: dict[str, Any]) -> Setting:
     plugins = _plugins(given.directories)
 
     def sources(seed: int) -> Sequence[Source]:
-        return open_sources([mm.model_copy(update={"seed": mm.seed + seed}) for mm in mms], plugins.workloads)
+        seeded = [mm.model_copy(update={"seed": mm.seed + seed}) for mm in mms]
+        return open_sources(seeded, plugins.workloads, (lambda n: f"{where}mm.{n}.") if where else lambda _: "")
 
     def memory(nbytes: int) -> Memory | None:
         return memory_of(_resized(host, nbytes), groups)
@@ -401,16 +428,24 @@ def _resized(host: HostSection, nbytes: int) -> HostSection:
 
 
 def comparison(done: Plan, results: Sequence[Result]) -> Comparison:
-    """The results beside what the scenario expects of them."""
+    """The results beside what the scenario expects of them.
+
+    An expectation that is about none of the scenario's own runs does not hold. Where the command line says what is
+    compared, those about other runs are left out.
+    """
     section = done.loaded.scenario.scenario
-    held = [
-        _held(expectation, number, result.outcome)
-        for expectation in done.loaded.expectations
-        for number, result in enumerate(results, 1)
-        if _fits(expectation, result.combination, done.loaded)
-    ]
+    held: list[Held] = []
+    for expectation in done.loaded.expectations:
+        fitting = [
+            _held(expectation, number, result.outcome)
+            for number, result in enumerate(results, 1)
+            if _fits(expectation, result.combination, done.loaded)
+        ]
+        if not fitting and not done.narrowed and expectation.settings == done.loaded.settings:
+            fitting = [Held(expectation.text, None, None, False)]
+        held += fitting
     settings = sorted(done.loaded.settings)
-    title = section.title + (f" ({', '.join(settings)})" if settings else "")
+    title = (section.title or done.loaded.path.stem) + (f" ({', '.join(settings)})" if settings else "")
     return Comparison(title, list(results), done.costs.about, held, section.about)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pterefd.config import MmSection
@@ -14,23 +14,30 @@ from pterefd.source.trace import open_trace
 from pterefd.source.workload import WorkloadSource
 
 
-def open_sources(mms: Sequence[MmSection], workloads: Mapping[str, type[Workload]], where: str = "") -> list[Source]:
+def open_sources(
+    mms: Sequence[MmSection],
+    workloads: Mapping[str, type[Workload]],
+    where: Callable[[int], str] = lambda _: "",
+) -> list[Source]:
     """A source for each table and copy, in order. The first keeps its pids, each further one is shifted past the
     highest in use, unless pid_base says otherwise.
 
-    where: begins the line about what a table has wrong; a trace's own line names its file.
+    where: begins the line about what the table of a number has wrong, up to its key, as `FILE: mm.0.` does; a trace
+    that breaks its format is named by its own line.
     BadInput: no such trace or workload, a bad parameter, pids that collide.  TraceError: a file that is no trace.
     """
     opened: list[tuple[MmSection, Source, str, int | None]] = []
-    for mm in mms:
-        trace = open_trace(mm.trace) if mm.trace is not None else None
+    for number, mm in enumerate(mms):
+        with _said(where(number), "trace"):
+            trace = open_trace(mm.trace) if mm.trace is not None else None
         for copy in range(mm.copies):
-            with _said(where):
+            with _said(where(number), "workload"):
                 source = trace if trace is not None else workload_source(mm, workloads, mm.seed + copy)
             name = source.name if mm.copies == 1 else f"{source.name}#{copy}"
             opened.append((mm, source, name, mm.pid_base if copy == 0 else None))
     given = [base for _, _, _, base in opened]
-    with _said(where):
+    file, colon, _ = where(0).rpartition(": ")
+    with _said(file + colon, "mm"):
         bases = pid_bases([source for _, source, _, _ in opened], given)
     return [
         Placed(
@@ -47,14 +54,15 @@ def open_sources(mms: Sequence[MmSection], workloads: Mapping[str, type[Workload
 
 
 @contextmanager
-def _said(where: str) -> Iterator[None]:
-    """A BadInput's line begins with `where`; that of a trace's format names its file already."""
+def _said(where: str, key: str) -> Iterator[None]:
+    """A BadInput's line begins with where and the key; that of a trace's format names its file already."""
+    begin = f"{where}{key if where[-1] in '. ' else ''}: " if where else ""
     try:
         yield
     except TraceError:
         raise
     except BadInput as error:
-        raise BadInput(f"{where}{error}") from error
+        raise BadInput(f"{begin}{error}") from error
 
 
 def workload_source(mm: MmSection, workloads: Mapping[str, type[Workload]], seed: int) -> WorkloadSource:

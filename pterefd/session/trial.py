@@ -49,7 +49,7 @@ class _Log:
         """Acts are seen as results."""
 
     def error(self, event: str, **fields: Any) -> None:
-        if event == "plugin.failed":
+        if event == "plugin failed":
             self.wrong.setdefault(f"{fields['kind']} {fields['plugin']}: {fields['error']}")
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from pterefd import outputs
 from pterefd.errors import BadInput, Missing
 from pterefd.source.columns import Column
 from pterefd.source.meta import TraceMeta
 from pterefd.source.schema import BOOL, FIELD, INT
 from pterefd.source.trace import Piece, open_trace
-from pterefd.source.writer import TraceWriter, refuse_existing
+from pterefd.source.writer import TraceWriter
 
 Progress = Callable[[int, int | None], None]
 
@@ -45,7 +46,7 @@ def import_jsonl(source: Path, target: Path, *, force: bool = False, progress: P
     of these no file is left.
     """
     trace = open_trace(source)
-    refuse_same(source, target)
+    outputs.check(target, force=force, ending=".parquet", inputs=[source])
     with TraceWriter(target, trace.meta, force=force, keep=False) as writer:
         return _each(trace, lambda piece: writer.add_arrays(piece.arrays, len(piece.batch)), progress)
 
@@ -65,7 +66,7 @@ def export_jsonl(
     """
     trace = open_trace(source)
     if isinstance(target, Path):
-        refuse_same(source, target)
+        outputs.check(target, force=force, ending=".jsonl", inputs=[source])
     return _write_jsonl(trace, target, force, progress)
 
 
@@ -79,6 +80,7 @@ def write_trace(
     """
     if target is None or target.suffix == ".jsonl":
         return _write_jsonl(source, target, force, progress)
+    outputs.check(target, force=force, ending=".parquet")
     with TraceWriter(target, source.meta, force=force, keep=False) as writer:
         return _each(source, lambda piece: writer.add_arrays(piece.arrays, len(piece.batch)), progress)
 
@@ -101,14 +103,8 @@ def _write_jsonl(source: PieceSource, target: Path | BinaryIO | None, force: boo
         return _export(source, sys.stdout.buffer, progress)
     if not isinstance(target, Path):
         return _export(source, target, progress)
-    refuse_existing(target, force)
+    outputs.check(target, force=force)
     return _export_file(source, target, progress)
-
-
-def refuse_same(source: Path, target: Path) -> None:
-    """BadInput where both are one file: it would be gone before it was read."""
-    if target.exists() and os.path.samefile(source, target):
-        raise BadInput(f"{target}: is the file that is read")
 
 
 def _export_file(source: PieceSource, target: Path, progress: Progress | None) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from pterefd.config import said
 from pterefd.errors import BadInput
 from pterefd.hookspecs import Workload
 from pterefd.mm.events import Batch
@@ -18,6 +19,7 @@ from pterefd.source.rules import BadEvent
 from pterefd.source.source import BATCH_EVENTS, Source
 from pterefd.source.trace import Piece
 
+FIRST_EVENTS = 16 * 1024  # in the first batch, at least; twice as many in each further one: a clock waits for the first
 MOST_WAITING = 4 << 20  # events between two yields, 48 bytes each
 
 
@@ -65,15 +67,17 @@ class WorkloadSource(Source):
         try:
             return self._class(self._class.Tunables(**self.parameters))
         except ValidationError as error:
-            raise BadInput(f"workload {self.name}: {_reason(error)}") from None
+            raise BadInput(f"workload {self.name}: {_reason(error, self._class.Tunables.model_fields)}") from None
 
     def batches(self) -> Iterator[Batch]:
         """Yield the events in order. BadInput names the workload and the event that it failed at."""
         workload, builder = self._make(), Builder(self._highest)
         steps = self._begin(workload, builder)
+        least = FIRST_EVENTS
         while self._step(steps, builder):
-            while builder.waiting >= BATCH_EVENTS:
+            while builder.waiting >= least:
                 yield builder.take(BATCH_EVENTS)
+                least = min(2 * least, BATCH_EVENTS)
         while builder.waiting:
             yield builder.take(BATCH_EVENTS)
         self._events = builder.emitted
@@ -108,11 +112,10 @@ class WorkloadSource(Source):
         return result
 
 
-def _reason(error: ValidationError) -> str:
-    """`arenas: should be less than or equal to 64, not 100` of the first of pydantic's errors."""
+def _reason(error: ValidationError, known: Iterable[str]) -> str:
+    """`arenas: should be at most 64, not 100` of the first of pydantic's errors. known: names of all parameters."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{name}: there is no such parameter"
-    message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{name + ': ' if name else ''}{message[:1].lower()}{message[1:]}, not {first['input']!r}"
+        return f"{name}: there is no such parameter; there are: {', '.join(known) or 'none'}"
+    return f"{name + ': ' if name else ''}{said(first)}"

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pterefd.errors import BadInput, Missing, Partly
 from pterefd.mm.events import OP_CODE
+from pterefd.outputs import refuse_existing
 from pterefd.source.meta import TraceMeta
 from pterefd.source.pending import STORED, Part, Pending, as_table, join, op_column, stored, value_array
 from pterefd.source.schema import FIELD, INT, LIST, META_KEY, STR
@@ -255,14 +256,6 @@ def _as_stored(name: str, array: pa.Array) -> pa.Array:
         return array
     codes = np.array([OP_CODE[word] for word in array.dictionary.to_pylist()], dtype=np.int8)
     return op_column(codes[array.indices.to_numpy()])
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """BadInput: the path is a directory, or there already and not to be replaced."""
-    if path.is_dir():
-        raise BadInput(f"{path}: is a directory")
-    if not force and (path.exists() or path.is_symlink()):
-        raise BadInput(f"{path}: exists already (--force replaces it)")
 
 
 def _reason(error: OSError) -> str:

@@ -74,9 +74,9 @@ def test_costs_by_threads() -> None:
     ("change", "message"),
     [
         (lambda c: c.pop("kernel"), "kernel: field required"),
-        (lambda c: c.update(format_version=2), "format_version: should be less than or equal to 1, not 2"),
+        (lambda c: c.update(format_version=2), "format_version: should be at most 1, not 2"),
         (lambda c: c["operations"].update(swop=1), "operations.swop: no such key"),
-        (lambda c: c["operations"]["lock"].update(ns=-1), "operations.lock.ns: should be greater than or equal to 0"),
+        (lambda c: c["operations"]["lock"].update(ns=-1), "operations.lock.ns: should be at least 0"),
         (lambda c: c.update(threads=[]), "threads: "),
     ],
 )

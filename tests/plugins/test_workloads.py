@@ -178,9 +178,11 @@ def test_bytedance_with_random_entries(source: Any) -> None:
 
 
 def test_all_of_the_case_is_built_in_pieces(source: Any) -> None:
-    """At scale 1 its first batches come at once, and none is longer than it may be."""
+    """At scale 1 its first batches come at once, the first of all is short, and none is longer than it may be."""
     batches = source("bytedance", scale=1).batches()
-    assert [len(next(batches)) for _ in range(20)] == [128 * 1024] * 20
+    sizes = [len(next(batches)) for _ in range(20)]
+    assert sizes[0] < 32 * 1024
+    assert sizes[5:] == [128 * 1024] * 15
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -203,9 +205,11 @@ def test_what_the_balloon_took_is_zero_pages_once_all_is_read(source: Any, name:
 def test_what_the_balloon_took_is_empty_before(source: Any) -> None:
     made = source("balloon_migration", ram_mib=64, kept_mib=8, scattered_pages=0)
     host = Host(named("rfc-2022"))
-    (batch,) = made.batches()
-    reads = int(np.flatnonzero((batch.op == OP_FAULT) & (batch.arg == 0))[0])
-    host.run(batch, 0, reads)
+    for batch in made.batches():
+        reads = np.flatnonzero((batch.op == OP_FAULT) & (batch.arg == 0))
+        host.run(batch, 0, int(reads[0]) if len(reads) else len(batch))
+        if len(reads):
+            break
     assert (host.counters(1).empty_bytes, host.counters(1).zero_bytes) == (28 * PAGE, 0)
 
 
@@ -331,10 +335,14 @@ def test_synth_writes_a_trace_that_replays(pterefd: Run, tmp_path: Path) -> None
     ("arguments", "reason"),
     [
         (("hungrier",), "there is no workload 'hungrier'; there are: balloon_kdump, balloon_migration, bytedance, "),
-        (("hungry", "--set", "size=1"), "workload hungry: size: there is no such parameter"),
+        (
+            ("hungry", "--set", "size=1"),
+            "workload hungry: size: there is no such parameter; there are: size_mib, rate_mib, hold_s, rest_s,",
+        ),
+        (("hungry", "--set", "cycles=abc"), "workload hungry: cycles: should be an integer, not 'abc'\n"),
         (
             ("hungry", "--set", "size_mib=0"),
-            "workload hungry: size_mib: should be greater than or equal to 1, not '0'",
+            "workload hungry: size_mib: should be at least 1, not '0'",
         ),
         (("hungry", "--set", "size_mib"), "'size_mib' is not KEY=VALUE"),
         (("hungry", "-o", "there.parquet"), "there.parquet: exists already (--force replaces it)"),
@@ -362,5 +370,5 @@ def test_the_example_of_the_page_works(pterefd: Run, tmp_path: Path) -> None:
 
 
 def test_a_parameter_of_the_case_that_makes_no_sense_is_refused(source: Any) -> None:
-    with pytest.raises(BadInput, match="workload bytedance: scale: should be less than or equal to 1, not 2"):
+    with pytest.raises(BadInput, match="workload bytedance: scale: should be at most 1, not 2"):
         source("bytedance", scale=2)

@@ -101,6 +101,7 @@ def status(tree: Tree, pid: int) -> dict[str, str]:
 
 
 def walk(tree: Tree, path: str = "") -> Iterator[str]:
+    """Every file; not links, which may lead anywhere."""
     for name, mode in tree.listing(path or "/"):
         below = f"{path}/{name}"
         if stat.S_ISDIR(mode):
@@ -115,7 +116,7 @@ def declared(directory: Dir) -> Iterator[File]:
             yield entry
         elif isinstance(entry, Dir):
             yield from declared(entry)
-        elif isinstance(entry, Family):
+        elif isinstance(entry, Family) and isinstance(entry.each, Dir):
             yield from declared(entry.each)
 
 

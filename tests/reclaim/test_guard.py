@@ -118,7 +118,7 @@ def test_who_fails_again_and_again_is_put_aside_until_taken_back(tmp_path: Path)
         assert result.policy == "largest_first"
     assert reclaimer.plugin_errors == {"mine": 2}
     assert reclaimer.put_aside() == {("policy", "mine"): "ValueError: no"}
-    assert [event for event, _ in log.lines if event == "plugin.put_aside"] == ["plugin.put_aside"]
+    assert [event for event, _ in log.lines if event == "plugin put aside"] == ["plugin put aside"]
     assert reclaimer.policy == "mine"
     with pytest.raises(BadInput, match="'largest_first' is not put aside"):
         reclaimer.take_back("largest_first")

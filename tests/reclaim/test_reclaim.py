@@ -30,6 +30,7 @@ def test_a_write_frees_one_mm_or_all() -> None:
     assert reclaimer.totals["on_demand", "largest_first", "empty"] == 8 * 4096
     assert reclaimer.runs == {("on_demand", "largest_first", "done"): 2, ("on_demand", "largest_first", "nothing"): 1}
     assert [line[0] for line in log.lines] == ["reclaimed"] * 3
+    assert [line[1].get("pid", "left out") for line in log.lines] == [1, "left out", 1]
     with pytest.raises(NoSuchMm):
         reclaimer.free_ptes(77)
 
@@ -55,7 +56,7 @@ def test_a_policy_that_fails_is_counted_and_the_default_carries_on(tmp_path: Pat
     assert result is not None
     assert (result.policy, result.bytes) == ("largest_first", 5 * 4096)
     assert reclaimer.plugin_errors == {"mine": 1}
-    assert log.lines[0][0] == "plugin.failed"
+    assert log.lines[0][0] == "plugin failed"
     assert log.lines[0][1]["plugin"] == "mine"
 
 
@@ -113,7 +114,7 @@ def pterefd_register_policies(register):
 @pytest.mark.parametrize(
     ("head", "body", "reason"),
     [
-        ("", "x = 1\n", "PTEREFD_API is None, this pterefd has 1"),
+        ("", "x = 1\n", "PTEREFD_API is missing, this pterefd has 1"),
         ("", "PTEREFD_API = 2\n", "PTEREFD_API is 2"),
         (HEAD, "1/0\n", "cannot be imported: ZeroDivisionError"),
         (HEAD, "def (:\n", "cannot be imported: SyntaxError"),

@@ -81,7 +81,11 @@ def test_a_bad_file_is_one_line_and_what_was_there_carries_on(tmp_path: Path, bo
     result = reclaimer.free_ptes(None)
     assert result is not None
     assert (result.policy, result.freed) == ("mine", ((2, 5 * 4096),))
-    assert reclaimer.reload() == []  # it is not tried again before it changes
+    assert reclaimer.changed_files() == {}  # by itself it is not tried again before it changes
+    with pytest.raises(BadInput, match=reason):
+        reclaimer.reload()  # who asks is told, as long as it lies there
+    path.unlink()
+    assert reclaimer.reload() == []
 
 
 def test_a_file_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +113,22 @@ def test_a_plugin_that_was_put_aside_is_back_when_it_has_changed(tmp_path: Path)
 
 def test_a_policy_that_a_changed_file_has_no_more_gives_way_to_the_default(tmp_path: Path) -> None:
     plugin(tmp_path, "p", policy("yield Choice(2)"))
-    reclaimer, _ = make(wasteful(), tmp_path, policy="mine", policies_by_trigger={"on_demand": "mine"})
+    plugin(tmp_path, "q", trigger("return None", "other"))
+    reclaimer, log = make(
+        wasteful(),
+        tmp_path,
+        policy="mine",
+        triggers=("on_demand", "other"),
+        policies_by_trigger={"on_demand": "mine"},
+    )
     plugin(tmp_path, "p", policy("yield Choice(2)", "renamed"))
-    assert reclaimer.reload() == ["policy renamed"]
+    plugin(tmp_path, "q", trigger("return None", "another"))
+    assert reclaimer.reload() == ["policy renamed", "trigger another"]
+    assert log.lines[:3] == [
+        ("policy is gone", {"policy": "mine", "instead": "largest_first"}),
+        ("policy is gone", {"policy": "mine", "trigger": "on_demand", "instead": "largest_first"}),
+        ("trigger is gone", {"trigger": "other"}),
+    ]
     assert (reclaimer.policy, reclaimer.policy_of("on_demand")) == ("largest_first", None)
     assert "mine" not in reclaimer.available_policies()
 

@@ -67,12 +67,13 @@ def comparison() -> Comparison:
         Result(Combination("rfc-2022", BOUND, (), 64 * MB), BEST, SERIES),
         Result(Combination("v6.18", "none", (), 0, 3), NONE, SERIES),
     ]
-    held = [Held("kills >= 1", 1, 1, True), Held("kills == 0", 4, 1, False)]
+    held = [Held("kills >= 1", 1, 1, True), Held("kills == 0", 4, 1, False), Held("lost == 0", None, None, False)]
     return Comparison("A guest that is migrated", results, "Linux 6.18, 2 x cpu", held, "What happens, and why.")
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "text"), [(0, "0"), (4096, "4 kB"), (1536 * 1024, "1.5 MB"), (110 << 30, "110 GB"), (-MB, "-1 MB")]
+    ("nbytes", "text"),
+    [(0, "0"), (4096, "4 KiB"), (1536 * 1024, "1.5 MiB"), (110 << 30, "110 GiB"), (-MB, "-1 MiB"), (3 << 40, "3 TiB")],
 )
 def test_sizes(nbytes: int, text: str) -> None:
     assert size(nbytes) == text
@@ -108,16 +109,17 @@ def test_every_report_says_what_a_recording_cannot_know(render: object, comparis
 
 def test_the_table(comparison: Comparison) -> None:
     lines = render_table(comparison).splitlines()
-    assert "2  rfc-2022  watermark+pre_oom  largest_first   64 MB     0" in lines
-    assert "1  5 MB  4 MB      0     0      1  1.5 s  4000" in lines
+    assert "2  rfc-2022  watermark+pre_oom  largest_first  64 MiB     0" in lines
+    assert "1  5 MiB  4 MiB      0      0      1  1.5 s  4000" in lines
     assert "2  12.3k  250 ms   0..262k  1.45 ms    3.25  900 ns  1.78 us" in lines
-    assert "2        2 MB s       12.3k" in lines
+    assert "2       2 MiB s       12.3k" in lines
     assert "Expected of run 4: kills == 0: DOES NOT HOLD (1)" in lines
+    assert "Expected, and about no run: lost == 0: DOES NOT HOLD" in lines
 
 
 def test_markdown_is_a_table_of_its_own_for_each_question(comparison: Comparison) -> None:
     text = render_markdown(comparison)
-    assert "| 2 | rfc-2022 | watermark+pre_oom | largest_first | 64 MB | 0 |" in text.splitlines()
+    assert "| 2 | rfc-2022 | watermark+pre_oom | largest_first | 64 MiB | 0 |" in text.splitlines()
     heads = re.findall(r"^\|(?: ---? ?-* ?\|)+$", text, re.MULTILINE)
     assert len(heads) == 5
 
@@ -155,7 +157,9 @@ def test_the_page_loads_nothing_and_shows_every_run(comparison: Comparison, tmp_
     links = set(re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)""", page))
     assert links == set()
     assert "@import" not in page
-    assert page.count('type="checkbox"') == 4
+    assert page.count('type="checkbox"') == 2  # runs 1 and 4 come to the same here, and so do 2 and 3
+    assert "1: rfc-2022, none, none, 64 MiB (the same: 4)" in page
+    assert 'id="run-4-0"' not in page
     assert 'id="run-2-0"' in page
     assert "java &lt;&amp;&gt; redis" in page
 

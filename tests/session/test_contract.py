@@ -209,8 +209,12 @@ def test_what_new_writes_is_installed_listed_and_passes_its_test(
     def ran(*command: str | Path, where: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(list(map(str, command)), cwd=where, capture_output=True, text=True, timeout=240)
 
-    pip = [sys.executable, "-m", "pip", "--python", environment, "install", "-q", "--no-index", "--no-deps"]
-    installed = ran(*pip, "--no-build-isolation", "-e", tmp_path / name)
+    steps = (tmp_path / name / "README.md").read_text()
+    assert f". {sys.prefix}/bin/activate" in steps
+    assert Path(sys.prefix, "bin", "activate").is_file()
+    assert "pip install -e '.[test]'" in steps
+    pip = [sys.executable, "-m", "pip", "--python", environment, "install", "-q", "--no-index"]
+    installed = ran(*pip, "--no-build-isolation", "-e", f"{tmp_path / name}[test]")
     assert installed.returncode == 0, installed.stderr
     listed = ran(environment, "-m", "pterefd", "plugins", "list", "--json")
     assert listed.returncode == 0, listed.stderr

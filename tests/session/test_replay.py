@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pterefd.session.conductor import Conductor
 from pterefd.session.replay import Replay
 from pterefd.source.place import Placed
 from pterefd.source.trace import open_trace
@@ -55,17 +56,41 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def start(path: Path, pid_base: int = 0, **options: Any) -> tuple[Replay, Any, Freer, threading.Thread]:
-    machine, freer = host(), Freer()
-    replay = Replay(0, Placed(open_trace(path), pid_base=pid_base), machine, freer, **options)  # type: ignore[arg-type]
-    thread = threading.Thread(target=replay.run)
-    thread.start()
-    return replay, machine, freer, thread
+class Started:
+    """A replay that runs in a thread of its own."""
+
+    def __init__(
+        self, path: Path, pid_base: int = 0, clock: Callable[[], float] = time.monotonic, **options: Any
+    ) -> None:
+        self.machine, self.freer = host(), Freer()
+        source = Placed(open_trace(path), pid_base=pid_base)
+        self.replay = Replay(0, source, self.machine, self.freer, **options)  # type: ignore[arg-type]
+        self.conductor = Conductor([self.replay], self.machine, self.freer, clock=clock)  # type: ignore[arg-type]
+        self.thread = threading.Thread(target=self.conductor.run, daemon=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.replay, self.machine, self.freer))
+
+    def end(self) -> None:
+        """By itself, or after stop()."""
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+    def stop(self) -> None:
+        self.conductor.stop()
+        self.end()
+
+
+def start(path: Path, **options: Any) -> Started:
+    started = Started(path, **options)
+    started.thread.start()
+    return started
 
 
 def test_it_follows_the_clock_and_is_held_before_pid_1_exits(tmp_path: Path) -> None:
     now = [0.0]
-    replay, machine, freer, thread = start(trace(tmp_path / "t.jsonl", *life()), clock=lambda: now[0])
+    started = start(trace(tmp_path / "t.jsonl", *life()), clock=lambda: now[0])
+    replay, machine, freer = started
     until(lambda: replay.position == 2)
     now[0] = 3.5
     until(lambda: replay.position == 5)
@@ -86,61 +111,110 @@ def test_it_follows_the_clock_and_is_held_before_pid_1_exits(tmp_path: Path) -> 
     assert (replay.position, replay.events, freer.pids) == (13, 14, [1])
     assert machine.pids() == [1]
     replay.resume()
-    thread.join(20)
+    started.end()
     assert (replay.state, replay.position, machine.pids()) == ("ended", 14, [])
+
+
+class Stuck:
+    """A source that gives its events, then waits for something that is the test's to give."""
+
+    name, pid_base, events = "stuck", 0, None
+
+    def __init__(self, path: Path) -> None:
+        self.go_on = threading.Event()
+        self._of = open_trace(path)
+        self.meta = self._of.meta
+
+    def batches(self) -> Iterator[Any]:
+        yield from self._of.batches()
+        self.go_on.wait(60)
+
+
+def test_it_is_stalled_while_an_event_is_due_and_none_comes(tmp_path: Path) -> None:
+    """Neither a pause nor a quiet minute of the trace is a stall; a source that gives nothing is."""
+    now = [0.0]
+    source, machine = Stuck(trace(tmp_path / "t.jsonl", *life()[:-2])), host()
+    freer = Freer()
+    replay = Replay(0, source, machine, freer)  # type: ignore[arg-type]
+    conductor = Conductor([replay], machine, freer, clock=lambda: now[0])  # type: ignore[arg-type]
+    now[0] = 500.0
+    assert replay.stalled_seconds == 0  # nobody runs it yet
+    thread = threading.Thread(target=conductor.run)
+    thread.start()
+    until(lambda: replay.position == 2)
+    now[0] = 503.5
+    until(lambda: replay.position == 5)
+    now[0] = 503.75
+    until(lambda: replay.stalled_seconds == 0)  # it has seen that nothing is due
+    replay.pause()
+    now[0] = 600.0
+    assert replay.stalled_seconds == 0
+    replay.set_speed(None)
+    replay.resume()
+    until(lambda: replay.position == 12)
+    assert (replay.state, replay.time_ns) == ("running", 10 * 10**9)
+    now[0] = 690.0
+    assert replay.stalled_seconds == 90
+    source.go_on.set()
+    thread.join(20)
+    assert (replay.state, replay.stalled_seconds) == ("ended", 0)
 
 
 def test_without_pid_1_the_last_mm_is_held(tmp_path: Path) -> None:
     child = [{"op": "fork", "pid": 4, "child": 6, "t": 0}, {"op": "exit", "pid": 6, "t": 0}]
     events = life(4)
-    replay, machine, _, thread = start(trace(tmp_path / "t.jsonl", *events[:2], *child, *events[2:]), speed=None)
+    started = start(trace(tmp_path / "t.jsonl", *events[:2], *child, *events[2:]), speed=None)
+    replay, machine, _ = started
     until(lambda: replay.state == "held")
     assert machine.pids() == [4]
-    replay.stop()
-    thread.join(20)
+    started.stop()
     assert machine.pids() == [4]
 
 
 def test_pids_of_a_further_trace_are_shifted(tmp_path: Path) -> None:
     path = trace(tmp_path / "t.jsonl", *life()[:3], {"op": "fork", "pid": 1, "child": 7, "t": 10**9}, *life()[3:])
     assert open_trace(path).highest_pid() == 7
-    replay, machine, freer, thread = start(path, speed=None, pid_base=7)
+    started = start(path, speed=None, pid_base=7)
+    replay, machine, freer = started
     until(lambda: replay.state == "held")
     assert (machine.pids(), freer.pids) == ([8, 14], [8])
-    replay.stop()
-    thread.join(20)
+    started.stop()
 
 
 def test_stop_ends_a_replay_that_waits(tmp_path: Path) -> None:
-    replay, _, _, thread = start(trace(tmp_path / "t.jsonl", *life()), clock=lambda: 0.0)
+    started = start(trace(tmp_path / "t.jsonl", *life()), clock=lambda: 0.0)
+    replay, _, _ = started
     until(lambda: replay.position == 2)
-    replay.stop()
-    thread.join(5)
-    assert not thread.is_alive()
+    started.stop()
     assert replay.state == "running"
 
 
 def test_what_outlives_pid_1_is_not_held_again(tmp_path: Path) -> None:
     fork = {"op": "fork", "pid": 1, "child": 2, "t": 0}
     path = trace(tmp_path / "t.jsonl", *life()[:2], fork, *life()[2:], {"op": "exit", "pid": 2, "t": 10**10})
-    replay, machine, _, thread = start(path, speed=None)
+    started = start(path, speed=None)
+    replay, machine, _ = started
     until(lambda: replay.state == "held")
     assert machine.pids() == [1, 2]
     replay.resume()
-    thread.join(20)
+    started.end()
     assert replay.state == "ended"
 
 
 def test_triggers_are_told_of_the_time_every_10_ms_where_one_wants_to_know(tmp_path: Path) -> None:
     """An event a millisecond; the host's clock at each tick."""
     events = [{**event, "t": i * 10**6} for i, event in enumerate([*life()[:2], *(life()[2:-2] * 5), life()[-1]])]
-    machine, freer, seen = host(), Freer(), list[int]()
-    freer.ticking = True
-    freer.tick = lambda: seen.append(machine.time_ns // 10**6)
-    replay = Replay(0, open_trace(trace(tmp_path / "t.jsonl", *events)), machine, freer, speed=None)  # type: ignore[arg-type]
-    thread = threading.Thread(target=replay.run)
-    thread.start()
-    until(lambda: replay.state == "held")
-    replay.stop()
-    thread.join(20)
-    assert seen == [0, 10, 20, 30, 40, 50]
+    started = Started(trace(tmp_path / "t.jsonl", *events), speed=None)
+    seen: list[int] = []
+    started.freer.ticking = True
+    started.freer.tick = lambda: seen.append(started.machine.time_ns // 10**6)
+    started.thread.start()
+    until(lambda: started.replay.state == "held")
+    started.stop()
+    assert seen == [10, 20, 30, 40, 50]
+
+
+def test_it_need_not_be_held(tmp_path: Path) -> None:
+    started = start(trace(tmp_path / "t.jsonl", *life()), speed=None, hold=False)
+    started.end()
+    assert (started.replay.state, started.machine.pids()) == ("ended", [])

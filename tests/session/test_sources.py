@@ -74,7 +74,7 @@ def test_a_given_base_is_the_first_copys() -> None:
         ({"workload": "other"}, "there is no workload 'other'; there are: drawn"),
         (
             {"workload": "drawn", "parameters": {"pages": 0}},
-            "workload drawn: pages: should be greater than or equal to 1",
+            "workload drawn: pages: should be at least 1",
         ),
         ({"trace": Path("/nowhere.parquet")}, "/nowhere.parquet: no such file"),
     ],

@@ -178,7 +178,17 @@ def test_compare_says_when_an_expectation_does_not_hold(scenario: Path, pterefd:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--trigger", "pre_oops"], "no trigger 'pre_oops'; there are: "),
+        (["--trigger", "pre_oops"], "pterefd: --trigger: no trigger 'pre_oops'; there are: "),
+        (["--set", "compare.policies=['lagest']"], "scenario.toml: compare.policies: no policy 'lagest'; there are: "),
+        (["--set", "compare.memory=['1QB']"], "scenario.toml: compare.memory: '1QB': unknown unit 'QB' of size"),
+        (["--set", "mm=[]"], "scenario.toml: no [[mm]]: nothing to run"),
+        (["--set", "mm.0.trace=nope.jsonl"], "scenario.toml: mm.0.trace: "),
+        (
+            ["--set", "mm.0.parameters.foo=3"],
+            "scenario.toml: mm.0: parameters are a workload's, and a trace has none\n",
+        ),
+        (["--set", "plugins.trigger.interval.perod_ms=5"], "plugin interval: perod_ms: no such tunable; there are: "),
+        (["--set", "plugins.trigger.interval.period_ms=0"], "interval: period_ms: should be at least 10, not 0\n"),
         (["--plot", "a.pdf"], "a.pdf: a picture is a file of .png, .svg, .html"),
         (["--scheduler", "localhost:1"], "--scheduler 'localhost:1': not tcp://HOST:PORT or tls://HOST:PORT"),
         (["--scheduler", "tcp://127.0.0.1:1", "--jobs", "2"], "--jobs is for this machine, --scheduler for others"),
@@ -192,6 +202,23 @@ def test_mistakes_are_one_line(args: list[str], message: str, scenario: Path, pt
     assert done.stdout == ""
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_expectation_that_is_about_no_run_does_not_hold(scenario: Path, pterefd: Run) -> None:
+    """It would hold for ever. Where the command line says what is compared, expectations of other runs are left out."""
+    scenario.write_text(SCENARIO + '\n[[expect]]\ntrigger = "pre_oom"\nkills = "== 0"\n')
+    done = pterefd("compare", scenario, "--jobs", "1")
+    assert done.returncode == 1
+    assert done.stderr == f"pterefd: {scenario}: expect: trigger pre_oom, kills == 0: about no run\n"
+    assert "Expected, and about no run: trigger pre_oom, kills == 0: DOES NOT HOLD" in " ".join(done.stdout.split())
+    narrowed = pterefd("compare", scenario, "--trigger", "none", "--no-bound")
+    assert (narrowed.returncode, narrowed.stderr) == (0, "")
+
+
+def test_a_scenario_without_a_title_has_its_files_name(scenario: Path, pterefd: Run) -> None:
+    scenario.write_text("[[mm]]" + SCENARIO.partition("[[mm]]")[2])
+    done = pterefd("compare", scenario, "--trigger", "none", "--no-bound")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, scenario.stem)
 
 
 def test_an_interrupted_command_keeps_what_is_done(scenario: Path, pterefd: Run, tmp_path: Path) -> None:

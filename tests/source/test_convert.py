@@ -126,7 +126,7 @@ def test_existing_targets_are_kept(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="exists already"):
             convert(source, target)
         assert target.read_text() == "mine"
-        with pytest.raises(BadInput, match="is the file that is read"):
+        with pytest.raises(BadInput, match="is a file that is read"):
             convert(source, source, force=True)
         with pytest.raises(BadInput, match="cannot be written"):
             convert(source, tmp_path / "none" / "y")

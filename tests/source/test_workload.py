@@ -231,9 +231,9 @@ def test_what_no_recording_could_hold_is_one_line(step: Callable[[Emit], object]
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ({"round": 1}, "round: there is no such parameter"),
-        ({"rounds": 11}, "rounds: should be less than or equal to 10, not 11"),
-        ({"rounds": "many"}, "rounds: should be a valid integer, unable to parse string as an integer, not 'many'"),
+        ({"round": 1}, "round: there is no such parameter; there are: rounds"),
+        ({"rounds": 11}, "rounds: should be at most 10, not 11"),
+        ({"rounds": "many"}, "rounds: should be an integer, not 'many'"),
     ],
 )
 def test_a_bad_parameter_is_one_line(parameters: dict[str, Any], reason: str) -> None:

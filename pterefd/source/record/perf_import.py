@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pterefd import outputs
 from pterefd.errors import BadInput, Partly
 from pterefd.source.meta import TraceMeta
 from pterefd.source.record.assemble import Assembled, assemble
@@ -49,8 +50,7 @@ def import_perf(
     maps: notes.txt of the script that `record --script` prints, or a copy of /proc/PID/maps.  say: told what is not
     known or missing.  BadInput: a file that is none, is damaged, or is not of x86_64.  Partly: events were lost.
     """
-    if not force and (output.exists() or output.is_symlink()):
-        raise BadInput(f"{output}: exists already (--force replaces it)")
+    outputs.check(output, force=force, ending=".parquet", inputs=[file, *([maps] if maps is not None else [])])
     notes = read_notes(maps) if maps is not None else Notes()
     data = PerfData(file)
     if data.texts["arch"] not in ("x86_64", ""):

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from pterefd import outputs
 from pterefd.errors import EXIT_PARTLY, BadInput, Missing, Partly, PterefdError
 from pterefd.source.record import machine, perf, procmem, ptrace
 from pterefd.source.record.anonymize import anonymize
@@ -112,10 +113,7 @@ class _Run:
         """Check what is needed, and have a directory for perf's file beside the output."""
         machine.check_arch()
         output = self._options.output
-        if output.is_dir():
-            raise BadInput(f"{output}: is a directory")
-        if not self._options.force and (output.exists() or output.is_symlink()):
-            raise BadInput(f"{output}: exists already (--force replaces it)")
+        outputs.check(output, force=self._options.force, ending=".parquet")
         self._perf_path = perf.find_perf()
         self._perf_version = perf.perf_version(self._perf_path)
         self._tracefs = perf.tracefs()
