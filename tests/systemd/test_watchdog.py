@@ -25,12 +25,17 @@ PING = "WATCHDOG=1"
 HANGING = """
 import time
 
+import numpy as np
+
 class Hanging(Workload):
     name = "hanging"
 
     def events(self, emit, rng):
         emit.exec(1, "hanging")
-        yield
+        start = emit.mmap(1, 1 << 30)
+        for _ in range(128):  # more than a batch
+            emit.fault(1, start + 4096 * np.arange(4096), 4096, spacing=1)
+            yield
         time.sleep(3600)
 
 @hookimpl
@@ -129,7 +134,7 @@ def test_a_paused_or_held_replay_does_not_hang(start: Start) -> None:
 
 
 def test_no_pings_where_a_replay_hangs(start: Start, tmp_path: Path) -> None:
-    """A workload that never gives its next event."""
+    """A workload that never gives its next batch of events."""
     plugin(tmp_path / "p", "hangs", HANGING)
     one = start("plugins.directories = ['p']\n[[mm]]\nworkload = 'hanging'", watchdog_seconds=SECONDS)
     until_silent(one, "replay 0")
