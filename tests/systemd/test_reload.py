@@ -171,7 +171,7 @@ def test_what_cannot_change_is_named_each_in_a_line_until_it_is_undone(start: St
         ("host.profile = 'v2.4'", "pterefd.toml: host.profile: profile 'v2.4': not one of"),
         ("host.swap = '1GiB'", "pterefd.toml: host: host.swap: swap needs host.memory"),
         ("replay.traces = ['none.parquet']", "none.parquet: no such file"),
-        ("[[mm]]\nworkload = 'nobody'", "mm: there is no workload 'nobody'"),
+        ("[[mm]]\nworkload = 'nobody'", "pterefd.toml: mm.0.workload: there is no workload 'nobody'"),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_changes_nothing(
