@@ -25,7 +25,7 @@ from pterefd.session.comparison import (
     size,
 )
 from pterefd.session.outcome import BOUND, Combination, Killed, Outcome, Result, Series
-from pterefd.session.plots import save, thinned
+from pterefd.session.plots import draw, save, thinned
 from pterefd.session.sweep import dump, load
 
 MB = 1 << 20
@@ -162,6 +162,38 @@ def test_the_page_loads_nothing_and_shows_every_run(comparison: Comparison, tmp_
     assert 'id="run-4-0"' not in page
     assert 'id="run-2-0"' in page
     assert "java &lt;&amp;&gt; redis" in page
+
+
+def test_labels_of_a_picture_lie_inside_it_and_apart(comparison: Comparison) -> None:
+    """Kills a moment apart, marks near zero and far apart: as matplotlib lays the text out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    first = comparison.results[0]
+    times = (100_000_000, 104_000_000, 108_000_000, 900_000_000)
+    killed = tuple(Killed(t, n, f"victim{n}", "") for n, t in enumerate(times))
+    series = replace(
+        first.series,
+        time_ns=[0, 500_000_000, 1_000_000_000],
+        pgtables_bytes=[MB, 2 * MB, MB],
+        reclaimable_bytes=[0, MB, 0],
+        free_bytes=[60 * MB, 30 * MB, 40 * MB],
+        min_bytes=MB,
+        low_bytes=MB + 4096,
+        high_bytes=MB + 8192,
+    )
+    comparison.results = [replace(first, outcome=replace(first.outcome, killed=killed), series=series)]
+    figure = draw(comparison)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [text for panel in figure.axes for text in panel.texts]
+    assert [text.get_text() for text in texts] == [
+        "kill: victim0, victim1, victim2",
+        "kill: victim3",
+        "min, low, high",
+    ]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
 
 
 def test_other_endings_are_refused(comparison: Comparison, tmp_path: Path) -> None:
