@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run setup setup-test test lint types pytest clients format bench recordings record-programs oracle oracle-kernels lock docs dashboards scenarios wheel clean
+.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench recordings record-programs oracle oracle-kernels lock docs dashboards scenarios wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,18 @@ $(VENV)/.stamp-dev: requirements-dev.lock $(VENV)/.stamp-self | packages-test
 	@echo "setup: installing the pinned tools of the tests"
 	@$(PIP) install --require-hashes --no-build-isolation --use-pep517 -r requirements-dev.lock
 	@touch $@
+
+# -- installed, as distributions have it: docs/systemd.md ------------------------------
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+DEPENDENCIES ?= yes
+
+install: $(VENV)/.stamp-self ## program, units, configuration, man page, completion: PREFIX=/usr/local DESTDIR= DEPENDENCIES=yes|no
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' DEPENDENCIES='$(DEPENDENCIES)' setup/install.sh install $(BIN)/python
+
+uninstall: ## take away what `make install` put there, but for the configuration: PREFIX=/usr/local DESTDIR=
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' setup/install.sh uninstall
 
 # -- checks -------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from pterefd.procfs.root import ROOT
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.reload import ABOUT, RESTART, TAKEN
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -192,6 +193,14 @@ def _range(field: FieldInfo) -> str:
     return f"{low}{limits['le']}"
 
 
+def reload() -> str:
+    """Every key of the configuration, and whether a reload takes it up."""
+    head = "| key | at a reload |\n| --- | --- |\n"
+    rows = [(key, ABOUT.get(key, "taken up")) for key in TAKEN]
+    rows += [(key, f"needs a restart: {why}") for key, why in RESTART.items()]
+    return head + "".join(f"| `{key}` | {what} |\n" for key, what in sorted(rows))
+
+
 def clients() -> str:
     """What the tests hold each client to: the arguments of their `client` markers."""
     rows = set()
@@ -210,6 +219,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "profiles": profiles,
     "workloads": workloads,
+    "reload": reload,
     "clients": clients,
     **exactness.PARTS,
 }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -60,6 +61,15 @@ def _off_or_address(value: Any) -> tuple[str, int] | None:
     if value == "off":
         return None
     return quantities.address(_string(value, "HOST:PORT or off"))
+
+
+def _off_or_path(value: Any) -> str | None:
+    path = _string(value, "an absolute path or off")
+    if path == "off":
+        return None
+    if not path.startswith("/"):
+        raise BadInput(f"{path!r} is not an absolute path or off")
+    return path
 
 
 def _speed(value: Any) -> float | None:
@@ -115,6 +125,7 @@ def _told(parse: Any) -> BeforeValidator:
 
 
 Address = Annotated[tuple[str, int] | None, _told(_off_or_address)]
+Helper = Annotated[str | None, _told(_off_or_path)]
 Size = Annotated[int, _told(_size)]
 MemorySize = Annotated[int, _told(_memory)]
 Tunable = Annotated[Any, _told(_tunable)]
@@ -129,10 +140,11 @@ class _Section(BaseModel):
 
 
 class DaemonSection(_Section):
-    """[daemon]"""
+    """[daemon]. mount_helper: path of the mount helper's socket, None: the daemon mounts by itself."""
 
     mount: Path = Path("mnt")
     allow_other: StrictBool = False
+    mount_helper: Helper = None
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -267,6 +279,14 @@ class Config(_Section):
     def mms(self) -> tuple[MmSection, ...]:
         """What runs on the host, in order: the traces of [replay], then each [[mm]]."""
         return (*(MmSection(trace=trace) for trace in self.replay.traces), *self.mm)
+
+    @contextmanager
+    def blamed(self, key: str) -> Iterator[None]:
+        """What is wrong with a value that only its user can judge is said with its file and key."""
+        try:
+            yield
+        except BadInput as error:
+            raise BadInput(f"{self.where(key)}: {key}: {error}") from error
 
     def where_mm(self, number: int) -> str:
         """Where the mm of this number, among mms, was given: `FILE: mm.0.`; nothing for one of the command line."""

@@ -6,6 +6,7 @@ mount point. Parts are started from the inside out and stopped the other way rou
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -19,30 +20,31 @@ from typing import Any, TextIO
 
 from prometheus_client import CollectorRegistry
 
-from pterefd import __version__, config, log, paths
-from pterefd.errors import EXIT_DONE, BadInput, Missing
+from pterefd import __version__, config, log, paths, reload
+from pterefd.errors import EXIT_DONE, BadInput, Missing, PterefdError
 from pterefd.host.host import Host
 from pterefd.host.memory import Kill
 from pterefd.host.warm import warm
 from pterefd.metrics import HostCollector, MetricsServer, shown_address
-from pterefd.mm.profile import AUTO, Profile, for_kernel, named
 from pterefd.procfs import fuse_impl, mountpoint
 from pterefd.procfs.caller import Callers
 from pterefd.procfs.faces import Faces
+from pterefd.procfs.helped import Helped
 from pterefd.procfs.mount import Mount
 from pterefd.procfs.root import proc_tree
 from pterefd.procfs.sys_pterefd import shown_speed
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from pterefd.service import Service, Watchdog
 from pterefd.session.conductor import Conductor
-from pterefd.session.machine import memory_of
+from pterefd.session.machine import memory_of, profile_of
 from pterefd.session.replay import FIRST_PID, Replay
 from pterefd.session.sources import open_sources
-from pterefd.source.source import Source
-from pterefd.statusline import Status, StatusLine
+from pterefd.statusline import Status, StatusLine, text
 
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TICK_SECONDS = 0.2
+LOCK_SECONDS = 5.0  # the host's lock is held for about a millisecond at a time
 REPLAY_STOP_SECONDS = 5.0
 # A thread that waits for Python's lock gets it after this long (5 ms by default): the time that a
 # read of the mount may wait for the replay's or a scrape's Python code.
@@ -52,24 +54,31 @@ SWITCH_SECONDS = 0.0005
 class Daemon:
     """One host with what feeds, frees and shows it. build() makes it; start(), stop()."""
 
-    def __init__(self, settings: config.Config, logger: Any) -> None:
-        """Make all parts and try what can fail; nothing is mounted, nothing runs. Raises PterefdError."""
+    def __init__(self, settings: config.Config, logger: Any, stream: log.Stream | None = None) -> None:
+        """Make all parts and try what can fail; nothing is mounted, nothing runs. Raises PterefdError.
+
+        stream: what logger writes to, None for standard error.
+        """
         self.settings = settings
         self.log = logger
+        self.stream = stream
         self.failure: BaseException | None = None
         binding = fuse_impl.load()
-        if settings.daemon.allow_other:
+        helper = settings.daemon.mount_helper
+        if helper is None and settings.daemon.allow_other:
             mountpoint.check_allow_other()
+        if helper is not None and binding.version < fuse_impl.MOUNTED_BEFORE:
+            raise Missing("daemon.mount_helper: needs libfuse 3.3 or newer: install libfuse3-3")
         plugins = Plugins()
-        with _named(settings, "plugins.directories"):
+        with settings.blamed("plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
         sources = open_sources(settings.mms, plugins.workloads, settings.where_mm)
-        with _named(settings, "host.profile"):
-            profile = _profile(settings.host.profile, sources)
-        with _named(settings, "host"):
+        with settings.blamed("host.profile"):
+            profile = profile_of(settings.host.profile, sources)
+        with settings.blamed("host"):
             memory = memory_of(settings.host, settings.group, settings.mms)
         self.host = Host(profile, seed=settings.host.seed, memory=memory)
-        with _named(settings, "plugins"):
+        with settings.blamed("plugins"):
             self.reclaimer = Reclaimer(
                 self.host,
                 plugins,
@@ -92,23 +101,35 @@ class Daemon:
         )
         self.reclaimer.on_result(self.collector.observe)
         self.host.on_kill = self._killed
-        self.metrics = self._metrics()
+        self.metrics = self._metrics(settings.metrics.address)
         self.mount = self._mount(binding, profile.name)
         self._thread = threading.Thread(target=self._replay, name="replay", daemon=True)
         self._ready = False
         self._panicked = False
         self._changing: dict[Path, tuple[int, int]] = {}  # plugin files as they were at the last look
 
-    def _metrics(self) -> MetricsServer | None:
+    def _metrics(self, address: tuple[str, int] | None) -> MetricsServer | None:
         registry = CollectorRegistry()
         registry.register(self.collector)
-        address = self.settings.metrics.address
         if address is None:
             return None
         try:
             return MetricsServer(address, registry, lambda: self._ready)
         except Missing as error:
             raise Missing(f"{error} (--metrics-address names another, or off)") from error
+
+    def serve_metrics(self, address: tuple[str, int] | None) -> None:
+        """Serve at another address, None for nowhere. Missing where it cannot be: the old one goes on."""
+        if self.metrics is not None:
+            self.metrics.stop()  # its port may be part of the new address
+        try:
+            self.metrics = self._metrics(address)
+        except Missing:
+            self.metrics = self._metrics(self.settings.metrics.address)
+            raise
+        finally:
+            if self.metrics is not None:
+                self.metrics.start()
 
     def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
         faces = Faces(
@@ -120,11 +141,13 @@ class Daemon:
             note=self.log.info,
             callers=Callers(binding.caller),
         )
+        helper = self.settings.daemon.mount_helper
         return Mount(
             proc_tree(faces),
             mountpoint.absolute(self.settings.daemon.mount),
             binding,
             allow_other=self.settings.daemon.allow_other,
+            helped=Helped(helper) if helper is not None else None,
             caller=log.caller,
             fault=lambda e: self.log.error("fault", exc_info=e),
         )
@@ -133,7 +156,8 @@ class Daemon:
     def start(self) -> None:
         """Mount, serve, replay. Where it raises, nothing is left mounted."""
         sys.setswitchinterval(SWITCH_SECONDS)
-        if mountpoint.prepare(self.mount.point):
+        helped = self.settings.daemon.mount_helper is not None  # and takes away what is dead by itself
+        if mountpoint.is_dead(self.mount.point) if helped else mountpoint.prepare(self.mount.point):
             self.log.warning("recovered the mount that a killed daemon left", mount=self.mount.point)
         self.mount.start()
         self._ready = True
@@ -171,6 +195,28 @@ class Daemon:
             self.log.error("panic", reason=self.host.panicked)
         if self.mount.ended:
             raise Missing(f"{self.mount.point}: unmounted from outside")
+
+    def probes(self, seconds: float) -> dict[str, Callable[[], bool]]:
+        """What a watchdog asks of this daemon: each may hang, and says False where a part has not moved for seconds."""
+        return {
+            "mount": self._mount_answers,
+            "host": lambda: self.host.answers(LOCK_SECONDS),
+            **{f"replay {it.number}": functools.partial(_moves, it, seconds) for it in self.replays},
+        }
+
+    def _mount_answers(self) -> bool:
+        """By way of the kernel and libfuse, as everybody else; what is read is never cached."""
+        try:
+            return Path(self.mount.point, "sys/pterefd/pid").read_text() == f"{os.getpid()}\n"
+        except OSError:
+            return False
+
+    def take_up(self, load: Callable[[], config.Config]) -> None:
+        """Load the configuration anew and set what can change. A bad one changes nothing and is one line of the log."""
+        try:
+            reload.take_up(self, load())
+        except PterefdError as error:
+            self.log.error("configuration refused, the old one stays", error=str(error))
 
     def look_for_plugins(self) -> None:
         """Take up plugin files that are new or have changed, once they have stood still between two looks.
@@ -221,22 +267,8 @@ def _near(path: str | Path) -> str:
     return str(path) if near.startswith("..") else near
 
 
-@contextmanager
-def _named(settings: config.Config, key: str) -> Iterator[None]:
-    """What is wrong with a value that only its user can judge is said with its file and key."""
-    try:
-        yield
-    except BadInput as error:
-        raise BadInput(f"{settings.where(key)}: {key}: {error}") from error
-
-
-def _profile(name: str, sources: list[Source]) -> Profile:
-    if name == AUTO:
-        if not sources:
-            return for_kernel(None, {})
-        meta = sources[0].meta
-        return for_kernel(meta.kernel_release, meta.kernel_config, meta.kernel_version)
-    return named(name)
+def _moves(replay: Replay, seconds: float) -> bool:
+    return replay.stalled_seconds <= seconds
 
 
 def run(
@@ -246,43 +278,71 @@ def run(
     out: TextIO | None = None,
     err: TextIO | None = None,
     started: Callable[[Daemon], None] | None = None,
+    load: Callable[[], config.Config] | None = None,
 ) -> int:
     """Run the daemon until a signal, or stop_event; the exit code.
 
     out, err: what to try goes to out, the log and the status line to err; stdout and stderr by default.
-    started: called once all runs.  Raises PterefdError for what kept it from starting, or ended it.
+    started: called once all runs.  load: the configuration again, for SIGHUP; None: SIGHUP ends it.
+    Raises PterefdError for what kept it from starting, or ended it.
     """
-    stopping = stop_event or threading.Event()
+    stopping, hup = stop_event or threading.Event(), threading.Event()
     line = StatusLine(sys.stderr if err is None else err)
     logger = log.setup(settings.daemon.log_format, settings.daemon.log_level, line)
-    daemon = Daemon(settings, logger)
-    with stopped_by_signals(stopping):
+    service = Service()
+    daemon = Daemon(settings, logger, line)
+    watchdog = Watchdog(service, daemon.probes(service.watchdog_seconds or 0), logger)
+    hangs_up = load is None or (not service.present and has_terminal())
+    with stopped_by_signals(stopping, stopping if hangs_up else hup):
         try:
+            service.status("mounting, loading the kernels")  # which are compiled at a first start: minutes
             daemon.start()
             print(daemon.hints(), end="", file=sys.stdout if out is None else out, flush=True)
             logger.info("started", mount=daemon.mount.point, profile=settings.host.profile, traces=len(daemon.replays))
+            service.ready()
+            watchdog.start()
             if not daemon.replays:
                 logger.warning("nothing to run: no [[mm]], no traces", config=settings.where("mm"))
             if started is not None:
                 started(daemon)
             while not stopping.wait(TICK_SECONDS):
                 daemon.check()
-                if settings.plugins.reload:
+                if hup.is_set() and load is not None:
+                    hup.clear()
+                    service.reloading()
+                    daemon.take_up(load)
+                    service.ready()
+                if daemon.settings.plugins.reload:
                     daemon.look_for_plugins()
-                line.show(daemon.status())
+                status = daemon.status()
+                line.show(status)
+                service.status(text(status))
+                watchdog.tick()
         finally:
+            service.stopping()
+            watchdog.stop()
             line.close()
             daemon.stop()
+            service.close()
     logger.info("stopped")
     return EXIT_DONE
 
 
-@contextmanager
-def stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP set the event; a second one acts as it would without us.
+def has_terminal() -> bool:
+    """Whether there is a terminal to be hung up: then SIGHUP says that it was."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
-    Set before libfuse is started, which leaves signals alone that have a handler. Does nothing outside
-    the main thread, where Python allows no handlers.
+
+@contextmanager
+def stopped_by_signals(stopping: threading.Event, hup: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stopping`, and a second one acts as it would without us; SIGHUP sets `hup`.
+
+    Under nohup, SIGHUP stays ignored. Set before libfuse is started, which leaves signals alone that have
+    a handler. Does nothing outside the main thread, where Python allows no handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -292,7 +352,14 @@ def stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
         stopping.set()
         signal.signal(number, signal.SIG_DFL)
 
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        if hup is stopping:
+            stop(number, frame)
+        hup.set()
+
     before = {number: signal.signal(number, stop) for number in STOPPING_SIGNALS}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
         yield
     finally:

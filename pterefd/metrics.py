@@ -121,7 +121,7 @@ class HostCollector(Collector):
         self._host = host
         self._reclaimer = reclaimer
         self._replays = replays
-        self._max_mms = max_mms
+        self.max_mms = max_mms
         self._version = version
         self._durations = Durations()
 
@@ -142,7 +142,7 @@ class HostCollector(Collector):
 
     def _mms(self, snapshot: Snapshot, host_kind: str) -> Iterator[Metric]:
         view = snapshot.view
-        own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self._max_mms)
+        own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self.max_mms)
         labels = [[str(pid), snapshot.comm(pid), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])

@@ -36,6 +36,10 @@ essential gcc           tests_compile_C_programs     have_program gcc
 essential libc6-dev     tests_compile_C_programs     have_file /usr/include/stdio.h
 essential linux-perf    tests_of_the_recorder        have_perf
 essential procps        clients_of_the_mount         have_program sysctl
+essential systemd       units_and_socket_activation  have_program systemd-socket-activate
+essential man-db        the_manual_page              have_program man
+essential zsh           completion                   have_program zsh
+essential fish          completion                   have_program fish
 essential psmisc        clients_of_the_mount         have_program pstree
 essential sysvinit-utils clients_of_the_mount        have_program pidof
 essential smem          clients_of_the_mount         have_program smem

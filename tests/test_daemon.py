@@ -271,7 +271,7 @@ def test_a_configuration_that_runs_nothing_says_so(start: Start, tmp_path: Path)
     assert line.endswith(f"nothing to run: no [[mm]], no traces config={tmp_path / 'pterefd.toml'}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_unmounts_and_leaves_nothing_behind(start: Start, mnt: Path, number: int) -> None:
     one = start()
     one.wait_for("held")

@@ -20,6 +20,7 @@ RANK = {
     "hookspecs": -3,
     "paths": -3,
     "log": -3,
+    "service": -3,
     # ... these the errors, to name what is wrong with a value.
     "quantities": -2,
     "outputs": -2,
@@ -35,11 +36,13 @@ RANK = {
     "procfs": 6,
     "metrics": 6,
     "statusline": 6,
-    "daemon": 7,
-    "doctor": 7,
+    "mounthelper": 7,
+    "reload": 7,
     "shell": 7,
-    "cli": 8,
-    "__main__": 9,
+    "daemon": 8,
+    "doctor": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 # Third-party modules that only some files may import, and why.
@@ -53,6 +56,7 @@ ONLY_IN = {
     "mfusepy": ("pterefd/procfs/fuse_impl.py",),
     "fusepy": ("pterefd/procfs/fuse_impl.py",),
     "prometheus_client": ("pterefd/metrics.py", "pterefd/daemon.py"),
+    "sdnotify": ("pterefd/service.py",),
     "matplotlib": ("pterefd/session/plots.py",),
     "distributed": ("pterefd/session/cluster.py",),  # an extra: whoever asks for no scheduler does without
     "pluggy": ("pterefd/hookspecs.py", "pterefd/reclaim/"),

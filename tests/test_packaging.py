@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pterefd import __version__, paths
+from tests.systemd.installed import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements-build.lock", "requirements.lock", "requirements-dev.lock")
@@ -128,5 +130,47 @@ def test_without_root_the_missing_package_is_named() -> None:
 
 def test_make_lists_its_targets() -> None:
     result = subprocess.run(["make", "-s", "-C", str(ROOT)], capture_output=True, text=True, check=True)
-    for target in ("run", "test", "setup", "setup-test", "lint", "types", "bench", "recordings", "oracle", "clean"):
+    targets = ("run", "test", "setup", "setup-test", "lint", "types", "bench", "recordings", "oracle", "clean")
+    for target in (*targets, "install", "uninstall"):
         assert f"make {target} " in result.stdout
+
+
+# -- the wheel where there is no checkout -----------------------------------------------------
+
+
+@pytest.mark.timeout(900)  # 40 packages are fetched and unpacked
+@pytest.mark.mount
+def test_the_wheel_runs_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
+    """As `pipx run --spec dist/*.whl pterefd run` does it, but for versions: those are the lock's."""
+    venv, work = tmp_path / "venv", tmp_path / "work"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "-qq", "--disable-pip-version-check", "--no-input", "install"]
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    build, run = (["--require-hashes", "-r", str(ROOT / f"requirements{kind}.lock")] for kind in ("-build", ""))
+    isolated = ["--no-build-isolation", "--use-pep517", "--no-compile"]
+    for arguments in ([*build], [*isolated, *run], ["--no-index", "--no-compile", str(wheel)]):
+        subprocess.run([*pip, *arguments], env=clean, check=True)
+    (package,) = venv.glob("lib/python*/site-packages/pterefd")
+    cache = kernels(tmp_path / "cache", package)
+    (work / "mnt").mkdir(parents=True)
+    script, log = venv / "bin" / "pterefd", tmp_path / "log"
+    with log.open("w") as err:
+        daemon = subprocess.Popen(
+            [script, "run", "--mount", "mnt", "--metrics-address", "off", "--speed", "max"],
+            cwd=work,
+            env={**clean, "PTEREFD_CACHE": str(cache)},
+            stderr=err,
+            stdout=err,
+        )
+    try:
+        while not (work / "mnt" / "1" / "comm").exists():
+            assert daemon.poll() is None, log.read_text()
+            time.sleep(0.05)
+        assert (work / "mnt" / "1" / "comm").read_text() == "redis-server\n"
+        policies = (work / "mnt" / "sys/vm/pt_reclaim/available_policies").read_text().split()
+        assert {"largest_first", "idle_first", "none"} <= set(policies)
+    finally:
+        daemon.terminate()
+        assert daemon.wait(60) == 0, log.read_text()
+    helper = subprocess.run([venv / "bin" / "pterefd-mount"], env=clean, capture_output=True, text=True)
+    assert "pterefd-mount.socket" in helper.stderr

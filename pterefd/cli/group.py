@@ -15,6 +15,7 @@ import click
 from pterefd import __version__
 from pterefd.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_MISSING, PterefdError
 
+COMPLETE = "_PTEREFD_COMPLETE"  # set by the completion of a shell: bash_complete, zsh_source, ...
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
 
@@ -58,6 +59,10 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit; the entry point of the `pterefd` script."""
+    if asked := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(cli, {}, "pterefd", COMPLETE, asked))
     code = run(args)
     try:
         sys.stdout.flush()

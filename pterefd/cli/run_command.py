@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def command(
     """
     from pterefd import config
 
-    settings = config.load(
+    load = functools.partial(
+        config.load,
         file if file is not None else paths.share("etc/pterefd.toml"),
         mount=mount,
         traces=traces,
@@ -49,10 +51,11 @@ def command(
         speed=speed,
         profile=profile,
     )
+    settings = load()
     # The daemon brings numba with it, which takes longer to load than a bad configuration to be told.
     from pterefd import daemon
 
-    return daemon.run(settings)
+    return daemon.run(settings, load=load)
 
 
 def mm_table(text: str) -> dict[str, Any]:

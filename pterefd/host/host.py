@@ -405,6 +405,17 @@ class Host:
         finally:
             self.lock.release()
 
+    def answers(self, seconds: float) -> bool:
+        """Whether the lock is to be had within so long; it is held for a millisecond at a time."""
+        self._waiting += 1
+        try:
+            if not self.lock.acquire(timeout=seconds):
+                return False
+        finally:
+            self._waiting -= 1
+        self.lock.release()
+        return True
+
     @contextmanager
     def changing(self) -> Iterator[None]:
         """The lock, for who changes something between two slices; told to the groups and published at the end."""

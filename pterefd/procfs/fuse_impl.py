@@ -17,6 +17,7 @@ from pterefd.errors import Missing
 
 LIBFUSE3 = ("libfuse3.so.4", "libfuse3.so.3")
 LIBFUSE2 = ("libfuse.so.2",)
+MOUNTED_BEFORE = (3, 3)  # of libfuse: the first that takes /dev/fd/N, mounted by somebody else, for a mount point
 THREADS = 64  # libfuse starts one only when all others are busy
 
 

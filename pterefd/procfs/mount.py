@@ -11,6 +11,7 @@ from typing import Any
 from pterefd.errors import Missing
 from pterefd.procfs import mountpoint
 from pterefd.procfs.fuse_impl import Binding
+from pterefd.procfs.helped import Helped
 from pterefd.procfs.operations import Operations
 from pterefd.procfs.tree import Tree
 
@@ -46,11 +47,17 @@ class Mount:
         binding: Binding,
         *,
         allow_other: bool = False,
+        helped: Helped | None = None,
         caller: Caller = lambda _uid, _pid: nullcontext(),
         fault: Callable[[Exception], None] = lambda _: None,
     ) -> None:
-        """caller(uid, pid): a context around each write.  fault: told of what should not have happened."""
+        """helped: who mounts, None: this process.  caller(uid, pid): a context around each write.
+
+        fault: told of what should not have happened.
+        """
         self.point = point
+        self._place = point
+        self._helped = helped
         self._binding = binding
         self._options = OPTIONS | {"allow_other": allow_other}
         self._ready = threading.Event()
@@ -66,14 +73,19 @@ class Mount:
 
     def start(self) -> None:
         """Mount. Missing where it cannot be (libfuse has said why on stderr)."""
+        if self._helped is not None:
+            # libfuse 3.3 takes an open /dev/fuse, mounted by somebody else, for a mount point.
+            self._place = f"/dev/fd/{self._helped.mount(self.point, bool(self._options['allow_other']))}"
         self._thread.start()
         while not self._ready.wait(0.005):
             if self._ended.is_set() or not self._thread.is_alive():
                 raise Missing(f"{self.point}: cannot be mounted")
+        if not mountpoint.is_ours(self.point):
+            raise Missing(f"{self.point}: mounted, but not seen here: mounts must reach this mount namespace (slave)")
 
     def stop(self) -> bool:
         """Unmount; False where somebody was still inside and it had to be detached."""
-        clean = mountpoint.unmount(self.point)
+        clean = mountpoint.unmount(self.point) if self._helped is None else self._helped.unmount()
         self._thread.join(MOUNT_SECONDS)
         return clean
 
@@ -94,7 +106,7 @@ class Mount:
 
     def _serve(self) -> None:
         try:
-            self._binding.serve(self._operations, self.point, **self._options)
+            self._binding.serve(self._operations, self._place, **self._options)
         except RuntimeError:
             pass  # fuse_main's return value; start() says that it is not mounted
         finally:

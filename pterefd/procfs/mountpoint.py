@@ -11,8 +11,10 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pterefd.errors import BadInput, Missing
 
@@ -27,11 +29,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """A line of /proc/self/mountinfo."""
+    """A line of /proc/self/mountinfo. options: the file system's own, such as user_id=0."""
 
+    number: int
     point: str
     fstype: str
     source: str
+    options: tuple[str, ...]
 
 
 def mounts(mountinfo: str | None = None) -> list[MountEntry]:
@@ -40,9 +44,17 @@ def mounts(mountinfo: str | None = None) -> list[MountEntry]:
     entries = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
-        fstype, source = after.split(" ")[:2]
-        entries.append(MountEntry(_unescaped(before.split(" ")[4]), fstype, _unescaped(source)))
+        number, _, _, _, point = before.split(" ")[:5]
+        fstype, source, options = after.split(" ")[:3]
+        entries.append(
+            MountEntry(int(number), _unescaped(point), fstype, _unescaped(source), tuple(options.split(",")))
+        )
     return entries
+
+
+def topmost(point: str) -> MountEntry | None:
+    """What is seen at point, where something is mounted there."""
+    return next((entry for entry in reversed(mounts()) if entry.point == point), None)
 
 
 def _unescaped(field: str) -> str:
@@ -58,8 +70,8 @@ def absolute(point: str | Path) -> str:
 
 def is_ours(point: str) -> bool:
     """Whether the topmost mount at point is pterefd's."""
-    there = [entry for entry in mounts() if entry.point == point]
-    return bool(there) and there[-1].fstype == FSTYPE
+    there = topmost(point)
+    return there is not None and there.fstype == FSTYPE
 
 
 def prepare(point: str) -> bool:
@@ -69,9 +81,7 @@ def prepare(point: str) -> bool:
     to be had. Nothing is changed where it raises, but for a dead mount.
     """
     recovered = False
-    while is_ours(point):
-        if answer(point) not in DEAD:
-            raise Missing(f"{point}: {_resident(point)} is mounted there")
+    while is_dead(point):
         unmount(point, detach=True)
         recovered = True
     _check_directory(point)
@@ -79,30 +89,42 @@ def prepare(point: str) -> bool:
     return recovered
 
 
+def is_dead(point: str) -> bool:
+    """Whether a daemon that is gone has left its mount at point. Missing where it lives."""
+    if not is_ours(point):
+        return False
+    if answer(point) not in DEAD:
+        raise Missing(f"{point}: {_resident(point)} is mounted there")
+    return True
+
+
 def answer(point: str) -> int | None:
     """errno of stat(point), 0 where it works, None where nothing came (a stopped daemon)."""
-    answers: list[int] = []
+    found = _in_time(lambda: os.stat(point))
+    return 0 if isinstance(found, os.stat_result) else found
 
-    def ask() -> None:
+
+def _in_time(ask: Callable[[], Any]) -> Any:
+    """What ask() gave, the errno of what it raised, None where nothing came: it is asked in a thread that may hang."""
+    answers: list[Any] = []
+
+    def asking() -> None:
         try:
-            os.stat(point)
-            answers.append(0)
+            answers.append(ask())
         except OSError as e:
             answers.append(e.errno or errno.EIO)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=asking, daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
     return answers[0] if answers else None
 
 
 def _resident(point: str) -> str:
-    if answer(point) is None:
+    pid = _in_time(Path(point, "sys/pterefd/pid").read_text)  # stat may have been answered from the kernel's cache
+    if pid is None:
         return "a pterefd that does not answer"
-    try:
-        return f"another pterefd (pid {Path(point, 'sys/pterefd/pid').read_text().strip()})"
-    except OSError:
-        return "another pterefd"
+    return f"another pterefd (pid {pid.strip()})" if isinstance(pid, str) else "another pterefd"
 
 
 def _check_directory(point: str) -> None:

@@ -198,6 +198,10 @@ class Plugins:
             implementation.function(register)
         return found
 
+    def look_into(self, directories: Iterable[Path]) -> None:
+        """Directories whose files changed() and reload() are about, too, from now on."""
+        self._directories += [directory for directory in directories if directory not in self._directories]
+
     # ---- later --------------------------------------------------------------------------------
 
     def changed(self) -> dict[Path, Stamp]:
@@ -227,9 +231,16 @@ class Plugins:
 
     def make(self, cls: type[Any], values: dict[str, Any]) -> Any:
         """An instance with tunables from the configuration. BadInput names plugin, tunable and reason."""
+        tunables = self.tunables(cls, values)
+        name = f"plugin {cls.name}"
+        with _strict(name, "cannot be made"):
+            return cls(tunables)
+
+    def tunables(self, cls: type[Any], values: dict[str, Any]) -> Tunables:
+        """The tunables of a class, with values from the configuration. BadInput names plugin, tunable and reason."""
         name = f"plugin {cls.name}"
         try:
-            tunables: Tunables = cls.Tunables(**values)
+            made: Tunables = cls.Tunables(**values)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -239,8 +250,7 @@ class Plugins:
             raise BadInput(f"{name}: {where}: {reason}") from error
         except Exception as error:
             raise BadInput(f"{name}: its tunables cannot be made: {plain(error)}") from error
-        with _strict(name, "cannot be made"):
-            return cls(tunables)
+        return made
 
     def observers(self) -> list[Any]:
         """Implementations of pterefd_reclaimed."""

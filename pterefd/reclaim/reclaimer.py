@@ -158,6 +158,21 @@ class Reclaimer:
         """Tunables of the triggers that declare any."""
         return self._triggers.tunables()
 
+    def set_limits(self, deadline: float | None, failures: int) -> None:
+        """Other limits for plugins, from the next decision on: seconds for one, failures in a row."""
+        self._deadline = deadline
+        self._conduct.bear(failures)
+
+    def set_tunables(self, kind: str, name: str, values: dict[str, Any]) -> None:
+        """Tunables of a policy or a trigger, all at once; None stands for a tunable's default. BadInput."""
+        seats = self._policies if kind == "policy" else self._triggers
+        given = {key: seats.default(name, key) if value is None else value for key, value in values.items()}
+        seats.set_values(name, given)
+
+    def look_into(self, directories: Iterable[Path]) -> None:
+        """Plugin directories that reload() takes files from, too."""
+        self._plugins.look_into(directories)
+
     def on_result(self, observer: Callable[[ReclaimResult], None]) -> None:
         """Call observer with every result."""
         self._observers.append(observer)

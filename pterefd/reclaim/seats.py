@@ -47,6 +47,18 @@ class Seats:
         found = {name: instance.tunables for name, instance in sorted(self._instances.items())}
         return {name: tunables for name, tunables in found.items() if type(tunables).model_fields}
 
+    def set_values(self, name: str, values: dict[str, Any]) -> None:
+        """Other tunables from the configuration: all of these at once, the others keep theirs. BadInput."""
+        instance = self._instances[self.known(name)]
+        model = type(instance.tunables)
+        now = {field: getattr(instance.tunables, field) for field in model.model_fields}
+        instance.tunables = self._plugins.tunables(type(instance), now | values)
+        self._values = {**self._values, name: self._values.get(name, {}) | values}
+
+    def default(self, name: str, field: str) -> Any:
+        """What a tunable is where nothing sets it. BadInput."""
+        return getattr(self._plugins.tunables(type(self._instances[self.known(name)]), {}), field)
+
     def remake(self, name: str) -> None:
         """An instance of the class that is there now; tunables keep their values where they may. BadInput."""
         old = self._instances.get(name)
@@ -91,6 +103,10 @@ class Conduct:
         self._row: Counter[Plugin] = Counter()
         self.errors: Counter[str] = Counter()
         self.aside: dict[Plugin, str] = {}  # with the last error
+
+    def bear(self, most: int) -> None:
+        """Another number of failures in a row, from the next one on."""
+        self._most = most
 
     def failed(self, plugin: Plugin, error: BaseException, *, may_go: bool = True) -> bool:
         """Count a failure. True where the plugin is put aside for it."""

@@ -7,6 +7,18 @@ from collections.abc import Sequence
 from pterefd.config import GroupTable, HostSection, MmSection
 from pterefd.errors import BadInput
 from pterefd.host.memory import GroupLimit, Memory, VmKnobs, Zone
+from pterefd.mm.profile import AUTO, Profile, for_kernel, named
+from pterefd.source.source import Source
+
+
+def profile_of(name: str, sources: Sequence[Source]) -> Profile:
+    """The profile of [host]; auto is that of the first source's kernel. BadInput."""
+    if name != AUTO:
+        return named(name)
+    if not sources:
+        return for_kernel(None, {})
+    meta = sources[0].meta
+    return for_kernel(meta.kernel_release, meta.kernel_config, meta.kernel_version)
 
 
 def memory_of(host: HostSection, groups: Sequence[GroupTable], mms: Sequence[MmSection] = ()) -> Memory | None:

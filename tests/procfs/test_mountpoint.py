@@ -115,8 +115,8 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         "37 35 0:42 / /a\\134b rw shared:2 master:1 - fuse.pterefd pterefd rw,user_id=0\n"
     )
     assert mountpoint.mounts(text) == [
-        MountEntry("/mnt 2", "ext3", "/dev/root"),
-        MountEntry("/a\\b", "fuse.pterefd", "pterefd"),
+        MountEntry(36, "/mnt 2", "ext3", "/dev/root", ("rw", "errors=continue")),
+        MountEntry(37, "/a\\b", "fuse.pterefd", "pterefd", ("rw", "user_id=0")),
     ]
 
 
