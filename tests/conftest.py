@@ -22,6 +22,9 @@ SCRIPT = Path(sys.executable).parent / "pterefd"
 # not be tested. A handler of our own is the default again in whatever the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup(1) does the same with SIGHUP, which a daemon that is told to ignore it rightly ignores.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -229,10 +229,8 @@ def _stays_mlocked(s, m, f):
 
     unmap_folio takes each page from its mapping, and one with VM_LOCKED munlocks the whole folio (munlock_vma_folio).
     """
-    if not s.fol[f, F_MLOCKED]:
+    if not s.fol[f, F_MLOCKED]:  # DONTUNMAP has done that, so pages may have moved
         return False
-    if not s.mm[m, M_MOVED]:
-        return not _locks_in_span(s, m, s.fol[f, F_SPAN] << SPAN_SHIFT, f)
     addr = next_page(s, m, 0, 1 << 47)
     while addr < 1 << 47:
         span = addr & ~(SPAN - 1)
