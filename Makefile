@@ -102,7 +102,9 @@ format: $(VENV)/.stamp-dev ## lay the code out with ruff
 	@$(BIN)/ruff format -q .
 
 bench: setup setup-test ## speed of replay, import and start, as a table
+	@PYTHON='$(PYTHON)' setup/packages.sh bench
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.mount_latency
 
 oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=n LENGTH=100 THP=1 RESULTS=file
 	@$(BIN)/python -m tests.kernel.oracle --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) $(if $(THP),--thp) \

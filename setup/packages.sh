@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings in the system packages that pterefd needs: setup/packages.sh run | test | programs | guests
+# Brings in the system packages that pterefd needs: setup/packages.sh run | test | programs | bench | guests
 #
 # What is there already is left alone, whatever package it came from. Missing things are installed with apt-get
 # as root; without root (or without apt) they are named, and the exit code is 3 where pterefd cannot do without.
@@ -66,12 +66,17 @@ essential git           recordings                   have_program git
 essential make          recordings                   have_program make
 LIST
     ;;
+    bench) cat <<'LIST'
+essential libfuse3-dev  a_file_system_in_C_to_compare_with have_file /usr/include/fuse3/fuse.h
+essential pkg-config    its_flags                    have_program pkg-config
+LIST
+    ;;
     guests) cat <<'LIST'
 essential qemu-system-x86 kernels_in_guests          have_program qemu-system-x86_64
 essential xz-utils        packages_of_kernels        have_program xz
 LIST
     ;;
-    *) echo "usage: setup/packages.sh run|test|programs|guests" >&2; exit 2 ;;
+    *) echo "usage: setup/packages.sh run|test|programs|bench|guests" >&2; exit 2 ;;
     esac
 }
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -219,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--results", type=Path, help="add what the run has shown to this file")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # huge pages and swap are put back
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1_000_000)
     machine = Machine.this(states=args.states, cpu=max(os.sched_getaffinity(0)))
     began = time.monotonic()
