@@ -6,6 +6,7 @@ it. One replay runs at a time on a host, so that a stall of some is one of all.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 PERIOD_NS = 2_000_000_000  # PSI_FREQ
 WINDOWS_S = (10, 60, 300)
-_DECAYS = tuple(2.718281828459045 ** (-PERIOD_NS / 1e9 / window) for window in WINDOWS_S)
+_DECAYS = tuple(math.exp(-PERIOD_NS / 1e9 / window) for window in WINDOWS_S)
 
 
 class Averages(NamedTuple):

@@ -10,7 +10,7 @@ from pterefd.host.memory import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.maps import maps
 from pterefd.procfs.smaps import smaps, smaps_rollup
-from pterefd.procfs.stat import MOUNTS, cgroup, exe, io, limits, stat, statm
+from pterefd.procfs.stat import cgroup, exe, io, limits, mounts, schedstat, stat, statm, wchan
 from pterefd.procfs.status import owner, status
 from pterefd.procfs.task import TASKS, cmdline, comm, name_to_pid, set_comm, text
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Reader
@@ -133,9 +133,9 @@ PID = Dir(
         text("cgroup", "The group of mms that the process belongs to.", cgroup),
         File("io", 0o400, "I/O of the process, in the kernel's lines: pages read from swap.", read=io),
         text("limits", "Limits of the process, which are a fresh one's.", limits),
-        text("mounts", "Mounts of the machine: none but its root and proc.", lambda _faces, _pid: MOUNTS),
-        text("schedstat", "Times of the process, which are 0.", lambda _faces, _pid: "0 0 0\n"),
-        text("wchan", "Where the process waits, which is not known: 0.", lambda _faces, _pid: "0"),
+        text("mounts", "Mounts of the machine: none but its root and proc.", mounts),
+        text("schedstat", "Times of the process, which are 0.", schedstat),
+        text("wchan", "Where the process waits, which is not known: 0.", wchan),
         File("environ", 0o400, "Environment of the process, which is not known: empty.", read=lambda _faces, _pid: ""),
         Link("exe", "The program: the lowest file that is mapped.", exe),
         Link("cwd", "Working directory, which is not known: /.", lambda _faces, _pid: "/"),

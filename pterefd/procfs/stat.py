@@ -5,7 +5,6 @@ Nothing here runs, so times, switches, signals and I/O are 0; what the mm holds 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ _LIMITS = (
     ("Max realtime timeout", _UNLIMITED, _UNLIMITED, "us"),
 )
 _IO = ("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes", "cancelled_write_bytes")
-MOUNTS = "rootfs / rootfs rw 0 0\nproc /proc proc rw,relatime 0 0\n"
+_MOUNTS = "rootfs / rootfs rw 0 0\nproc /proc proc rw,relatime 0 0\n"
 
 
 def stat(faces: Faces, pid: int, tid: int | None = None) -> str:
@@ -90,6 +89,21 @@ def cgroup(faces: Faces, pid: int) -> str:
     return f"0::/{group}\n"
 
 
+def mounts(_faces: Faces, _obj: object) -> str:
+    """show_vfsmnt: the machine has nothing but its root and proc."""
+    return _MOUNTS
+
+
+def schedstat(_faces: Faces, _obj: object) -> str:
+    """proc_pid_schedstat, of what never ran."""
+    return "0 0 0\n"
+
+
+def wchan(_faces: Faces, _obj: object) -> str:
+    """proc_pid_wchan, of what waits nowhere that is known."""
+    return "0"
+
+
 def exe(faces: Faces, pid: int) -> str:
     """proc_exe_link: the program; / where none of its files is mapped."""
-    return re.sub(r"\s", "_", faces.host.walks.program(pid)) or "/"
+    return faces.host.walks.program(pid) or "/"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pterefd.errors import NoSuchMm
 from pterefd.procfs.faces import Faces
-from pterefd.procfs.stat import MOUNTS, cgroup, io, limits, stat, statm
+from pterefd.procfs.stat import cgroup, io, limits, mounts, schedstat, stat, statm, wchan
 from pterefd.procfs.status import owner, status
 from pterefd.procfs.tree import Content, Dir, Family, File
 
@@ -83,9 +83,9 @@ TASK = Dir(
         text("cgroup", "As PID/cgroup.", _of_process(cgroup)),
         File("io", 0o400, "As PID/io.", read=_of_process(io)),
         text("limits", "As PID/limits.", _of_process(limits)),
-        text("schedstat", "As PID/schedstat.", lambda _faces, _task: "0 0 0\n"),
-        text("wchan", "As PID/wchan.", lambda _faces, _task: "0"),
-        text("mounts", "As PID/mounts.", lambda _faces, _task: MOUNTS),
+        text("schedstat", "As PID/schedstat.", schedstat),
+        text("wchan", "As PID/wchan.", wchan),
+        text("mounts", "As PID/mounts.", mounts),
     ),
 )
 
