@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pterefd.procfs import mountpoint
 from tests.house import EVENTS, write_trace
 
 HELD = [*EVENTS, {"op": "exit", "pid": 2}, {"op": "exit", "pid": 1}]
@@ -121,3 +123,25 @@ class Manager:
             self.hear()
             self._socket.close()
         return self.process.returncode
+
+
+@contextmanager
+def starting(directory: Path) -> Iterator[tuple[Callable[..., Manager], list[Manager]]]:
+    """What starts a daemon and waits until it says that it is ready; and all that were started, for who ends them.
+
+    Nothing of theirs is left mounted.
+    """
+    managers: list[Manager] = []
+    (directory / "mnt").mkdir()
+
+    def start(text: str = "", **options: Any) -> Manager:
+        one = Manager(directory, text, **options)
+        managers.append(one)
+        one.until_heard("READY=1")
+        return one
+
+    try:
+        yield start, managers
+    finally:
+        for one in managers:
+            mountpoint.unmount(str(one.mount), detach=True)

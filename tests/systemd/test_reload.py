@@ -22,7 +22,7 @@ from pterefd.procfs import mountpoint
 from pterefd.reload import RESTART, TAKEN, keys
 from tests.house import write_trace
 from tests.reclaim.built import plugin, policy
-from tests.systemd.manager import HELD, Manager
+from tests.systemd.manager import HELD, Manager, starting
 
 pytestmark = pytest.mark.mount
 
@@ -32,19 +32,9 @@ RECLAIM = "sys/vm/pt_reclaim/"
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    managers: list[Manager] = []
-    (tmp_path / "mnt").mkdir()
-
-    def start(text: str = "", **options: object) -> Manager:
-        one = Manager(tmp_path, text, **options)
-        managers.append(one)
-        one.until_heard("READY=1")
-        return one
-
-    yield start
-    for one in managers:
-        assert one.stop() == 0
-        mountpoint.unmount(str(one.mount), detach=True)
+    with starting(tmp_path) as (start, managers):
+        yield start
+        assert [one.stop() for one in managers] == [0] * len(managers)
 
 
 def events(lines: list[str]) -> list[tuple[str, dict[str, object]]]:

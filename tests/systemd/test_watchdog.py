@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pterefd.procfs import mountpoint
 from pterefd.procfs.fuse_impl import THREADS
 from pterefd.service import PINGS
 from tests.reclaim.built import plugin
-from tests.systemd.manager import Manager
+from tests.systemd.manager import Manager, starting
 
 pytestmark = pytest.mark.mount
 
@@ -68,22 +67,13 @@ Start = Callable[..., Manager]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a daemon under a manager, and waits until it says that it is ready."""
-    managers: list[Manager] = []
-    (tmp_path / "mnt").mkdir()
-
-    def start(text: str = "", **options: object) -> Manager:
-        one = Manager(tmp_path, text, **options)
-        managers.append(one)
-        one.until_heard("READY=1")
-        return one
-
-    yield start
-    for one in managers:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
-        one.stop()
-        mountpoint.unmount(str(one.mount), detach=True)
+    with starting(tmp_path) as (start, managers):
+        yield start
+        for one in managers:
+            if one.process.poll() is None:
+                one.process.kill()
+                one.process.wait()
+            one.stop()
 
 
 def until_silent(one: Manager, asked: str) -> None:
