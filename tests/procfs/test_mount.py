@@ -298,6 +298,10 @@ def test_each_binding_serves_the_tree(
         assert mount.stop()
     assert mount.ended
     assert os.listdir(point) == []
+    read_end, write_end = os.pipe()  # libfuse 2 gives SIGPIPE its default: the write would end the process
+    os.close(read_end)
+    with open(write_end, "wb", buffering=0) as nobody_reads, pytest.raises(BrokenPipeError):
+        nobody_reads.write(b"x")
 
 
 def test_the_writer_is_known(point: Path, values: Values) -> None:
