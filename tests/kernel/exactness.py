@@ -142,19 +142,19 @@ def rules() -> str:
 def runs() -> str:
     """A row a run of random programs and setting of huge pages."""
     lines = [
-        "| kernel | huge pages | seed | operations each | programs | checkpoints | differ | date |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| kernel | huge pages | seed | operations each | programs | checkpoints | differ | ran again | date |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for run in _load("oracle*.json"):
         for thp, families in sorted(run["families"].items()):
             programs, checkpoints, differ = (sum(numbers[i] for numbers in families.values()) for i in range(3))
             lines.append(
                 f"| {_shown(run['kernel'])} | {thp} | {run['seed']} | {run['length']} | {_number(programs)} "
-                f"| {_number(checkpoints)} | {differ} | {run['date']} |"
+                f"| {_number(checkpoints)} | {differ} | {run.get('again', {}).get(thp, '')} | {run['date']} |"
             )
     total = [numbers for families in _by_kernel().values() for numbers in families.values()]
     sums = [sum(numbers[i] for numbers in total) for i in range(3)]
-    lines.append(f"| **all** | | | | **{_number(sums[0])}** | **{_number(sums[1])}** | **{sums[2]}** | |")
+    lines.append(f"| **all** | | | | **{_number(sums[0])}** | **{_number(sums[1])}** | **{sums[2]}** | | |")
     return "\n".join(lines) + "\n"
 
 

@@ -90,6 +90,12 @@ def _states_of(name: str) -> list[str]:
     return states
 
 
+def refused_splits() -> int:
+    """Huge pages that the kernel left whole, since the boot: somebody held the folio (mm/huge_memory.c folio_split)."""
+    rows = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(rows.get("thp_split_page_failed", 0))
+
+
 @contextmanager
 def huge_pages(setting: str) -> Iterator[None]:
     """Set them so, keep khugepaged quiet, and put all of it back. OSError where that is not allowed."""

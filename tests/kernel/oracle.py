@@ -4,6 +4,10 @@
 
 ends with `N programs, D differ` and exits 1 where D is not 0. A program that differs is made as short as can be; its
 trace goes to --keep, and it is printed with the first checkpoint that differs.
+
+A split is refused while anybody holds a reference to the folio, kdamond for a moment, say: the one thing that a
+program does not decide. The kernel counts it (thp_split_page_failed in /proc/vmstat). A program that differs while
+that counter rises is run again, AGAIN times; where each of them is equal it does not differ, and is told apart.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from pterefd.session.check import CheckOptions, check_trace
 
 from .execute import Execution, Machine, Row
 from .generate import FAMILIES, HUGE_FAMILIES, HUGE_RUNS, generate
-from .hugepages import huge_pages
+from .hugepages import huge_pages, refused_splits
 from .program import Program
 from .swapfile import swap_file
 from .tally import Tally
@@ -42,6 +46,7 @@ LIMITS = Limits(
     mms=64, mappings=1 << 14, pmd_pages=1 << 10, pte_pages=1 << 16, own_entries=1 << 14, files=1 << 10, blocks=1 << 18
 )
 ALL_FAMILIES = FAMILIES | HUGE_FAMILIES
+AGAIN = 5
 Work = list[tuple[str, int]]  # (family, seed) of each program
 
 
@@ -57,7 +62,7 @@ class Verdict:
 class Outcome:
     """One program's: its number of checkpoints, and where it differs the report and the shortest trace.
 
-    thp: the setting of huge pages that it ran with.
+    thp: the setting of huge pages that it ran with.  again: it differed once, while the kernel refused a split.
     """
 
     family: str
@@ -66,6 +71,7 @@ class Outcome:
     checkpoints: int
     report: str = ""
     trace: bytes = b""
+    again: bool = False
 
 
 def encode(rows: Iterable[Row]) -> bytes:
@@ -104,10 +110,13 @@ def readable(rows: list[Row], differences: list[Any]) -> str:
 def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bool = True) -> Outcome:
     """Generate, run, check; where it differs, shrink."""
     program = generate(family, seed, length, machine.heap_start)
+    refused = refused_splits()
     execution = Execution(machine, program)
     verdict = check_rows(execution.run())
     if not verdict.differences:
         return Outcome(family, seed, machine.thp or "never", verdict.checkpoints)
+    if refused_splits() > refused and not any(differs(machine, program) for _ in range(AGAIN)):
+        return Outcome(family, seed, machine.thp or "never", verdict.checkpoints, again=True)
     if shrinking:
         careful = replace(machine, every_process=True)
         ops = shrink(program.ops, lambda ops: differs(careful, replace(program, ops=ops)))
@@ -238,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
             stack.enter_context(swap_for(families))
             outcomes = run_many(machine, plan(args.programs, seed, families), args.length, **options)
         for outcome in outcomes:
-            tally.count(outcome.thp, outcome.family, outcome.checkpoints, bool(outcome.report))
+            tally.count(outcome.thp, outcome.family, outcome.checkpoints, bool(outcome.report), outcome.again)
             if outcome.report:
                 keep(outcome, args.keep)
     programs, checkpoints, differ = tally.total()
@@ -246,6 +255,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.results is not None:
         tally.add_to(args.results)
     print(f"seed {seed}, {checkpoints} checkpoints, {tally.seconds:.1f} s")
+    if again := sum(tally.again.values()):
+        print(f"{again} ran again, and equal {AGAIN} times: the kernel had refused to split a huge page")
     print(f"{programs} programs, {differ} differ")
     return 1 if differ else 0
 

@@ -15,7 +15,8 @@ FOLDER = Path(__file__).with_name("results")
 class Tally:
     """Programs, checkpoints and programs that differ of one run: by setting of huge pages, by family.
 
-    kernel: its release.  length: operations a program.
+    kernel: its release.  length: operations a program.  again: by setting, the programs that were run again, and
+    equal, since the kernel had refused to split a huge page.
     """
 
     kernel: str
@@ -23,13 +24,15 @@ class Tally:
     length: int
     seconds: float = 0.0
     families: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    again: dict[str, int] = field(default_factory=dict)
 
-    def count(self, thp: str, family: str, checkpoints: int, differs: bool) -> None:
+    def count(self, thp: str, family: str, checkpoints: int, differs: bool, again: bool = False) -> None:
         """One program."""
         numbers = self.families.setdefault(thp, {}).setdefault(family, [0, 0, 0])
         numbers[0] += 1
         numbers[1] += checkpoints
         numbers[2] += differs
+        self.again[thp] = self.again.get(thp, 0) + again
 
     def total(self) -> tuple[int, int, int]:
         """(programs, checkpoints, programs that differ)."""
@@ -45,6 +48,7 @@ class Tally:
             "seconds": round(self.seconds, 1),
             "date": datetime.date.today().isoformat(),
             "families": self.families,
+            "again": self.again,
         }
 
     def add_to(self, path: Path) -> None:

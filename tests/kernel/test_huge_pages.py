@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from . import oracle
 from .cases import numbers_of
 from .execute import Machine
 from .generate import HUGE_FAMILIES, HUGE_RUNS
 from .huge_cases import executed, huge_cases
-from .hugepages import SYSFS, huge_pages, thp_setting
-from .oracle import check_rows, plan_huge, readable, run_groups
+from .hugepages import SYSFS, huge_pages, refused_splits, thp_setting
+from .oracle import Verdict, check_rows, plan_huge, readable, run_groups, run_one
 
 FIXED_SEED = 2022
 FIXED_PROGRAMS, FRESH_PROGRAMS = 45, 20
+HUGE, PAGE = 2 << 20, 4096
+MADV_PAGEOUT = 21
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +105,84 @@ def test_every_family_has_a_run() -> None:
     """A family of programs with huge pages that no setting runs would prove nothing."""
     assert set(HUGE_FAMILIES) <= {family for families in HUGE_RUNS.values() for family in families}
     assert sum(len(families) for families in HUGE_RUNS.values()) <= FIXED_PROGRAMS
+
+
+# -- a folio that somebody holds ----------------------------------------------------------------------------------
+
+
+class Area(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def huge_page() -> Iterator[int]:
+    """The address of a huge page of this process whose first byte is written, the rest of it zero."""
+    memory = mmap.mmap(-1, 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = -(-start // HUGE) * HUGE
+    ctypes.memset(address, 1, 1)
+    yield address
+
+
+@contextmanager
+def held(address: int) -> Iterator[None]:
+    """A pipe holds a reference to the page there."""
+    read_end, write_end = os.pipe()
+    assert libc.vmsplice(write_end, ctypes.byref(Area(address, PAGE)), 1, 0) == PAGE
+    yield
+    os.close(read_end)
+    os.close(write_end)
+
+
+def split(address: int) -> None:
+    """Paging out a part of a huge page splits it first."""
+    assert libc.madvise(ctypes.c_void_p(address + 8 * PAGE), ctypes.c_size_t(4 * PAGE), MADV_PAGEOUT) == 0
+
+
+def rss_anon_kb() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0])
+
+
+@pytest.mark.kernel
+def test_a_folio_that_somebody_holds_is_not_split_and_the_kernel_says_so() -> None:
+    """Where a program differs by chance: the zero pages of the folio stay, and thp_split_page_failed rises."""
+    with huge_pages("madvise"), huge_page() as address:
+        refused, before = refused_splits(), rss_anon_kb()
+        with held(address):
+            split(address)
+        assert refused_splits() == refused + 1
+        assert abs(rss_anon_kb() - before) < 256
+        split(address)
+        assert refused_splits() == refused + 1
+        assert abs(before - rss_anon_kb() - 511 * 4) < 256
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("refused", "times", "differs"), [(True, 1, False), (True, 2, True), (False, 1, True)])
+def test_only_what_a_refused_split_explains_is_run_again(
+    machine: Machine, refused: bool, times: int, differs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference stands where the kernel refused nothing, or where it shows again."""
+    calls = 0
+
+    def checked(rows: list[oracle.Row]) -> Verdict:
+        nonlocal calls
+        calls += 1
+        if calls == 1 and refused:
+            with huge_page() as address, held(address):
+                split(address)
+        verdict = check_rows(rows)
+        return Verdict(verdict.checkpoints, ["a difference"] if calls <= times else verdict.differences)
+
+    monkeypatch.setattr(oracle, "check_rows", checked)
+    with huge_pages("madvise"):
+        outcome = run_one(machine, "anon", 1, 10, shrinking=False)
+    assert bool(outcome.report) is differs
+    assert outcome.again is not differs
