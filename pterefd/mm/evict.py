@@ -41,7 +41,6 @@ from pterefd.engine.layout import (
     T_UNMAP_FILE,
     V_END,
     V_FLAGS,
-    V_OBJ,
     V_PGOFF,
     V_START,
     VM_LOCKED,
@@ -52,7 +51,7 @@ from pterefd.engine.tables import entry_index, next_page, page_of, pmd_of, span_
 from pterefd.mm.auto_free import change
 from pterefd.mm.files import unmap_object
 from pterefd.mm.unmap import note_rss
-from pterefd.mm.vma import is_locked_at, vma_at, vma_count, vma_first, vma_record
+from pterefd.mm.vma import is_locked_at, next_mapping, vma_at, vma_count, vma_first, vma_record
 
 
 @kernel
@@ -183,13 +182,11 @@ def is_locked(s, o):
     """True where a mapping with VM_LOCKED shows the object: its pages are unevictable."""
     if s.obj[o, O_REFS] <= 1:
         return False
-    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    for m in range(1, top):
-        if s.mm[m, M_ALIVE]:
-            for k in range(vma_count(s, m)):
-                v = vma_record(s, m, k)
-                if s.vma[v, V_OBJ] == o and s.vma[v, V_FLAGS] & VM_LOCKED:
-                    return True
+    m, k = next_mapping(s, o, 1, 0)
+    while m:
+        if s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED:
+            return True
+        m, k = next_mapping(s, o, m, k + 1)
     return False
 
 
@@ -235,25 +232,21 @@ def _forget_range(s, o, begin, end, n):
 @kernel
 def mark_mapped(s, o, pages):
     """Set pages[i] (uint8[n]) for each page i of object o that some mm maps."""
-    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    for m in range(1, top):
-        if not s.mm[m, M_ALIVE]:
-            continue
-        for k in range(vma_count(s, m)):
-            v = vma_record(s, m, k)
-            if s.vma[v, V_OBJ] != o:
-                continue
-            shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
-            addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
-            while addr < s.vma[v, V_END]:
-                addr = max(addr, s.vma[v, V_START])
-                high = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
-                p = page_of(s, m, addr)
-                for page in range(addr >> PAGE_SHIFT, high >> PAGE_SHIFT):
-                    state = entry_at(s, p, page & 511) & E_STATE
-                    if (state == E_FILE or state == E_SHMEM) and page + shift < len(pages):
-                        pages[page + shift] = 1
-                addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+    m, k = next_mapping(s, o, 1, 0)
+    while m:
+        v = vma_record(s, m, k)
+        shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
+        addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
+        while addr < s.vma[v, V_END]:
+            addr = max(addr, s.vma[v, V_START])
+            high = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+            p = page_of(s, m, addr)
+            for page in range(addr >> PAGE_SHIFT, high >> PAGE_SHIFT):
+                state = entry_at(s, p, page & 511) & E_STATE
+                if (state == E_FILE or state == E_SHMEM) and page + shift < len(pages):
+                    pages[page + shift] = 1
+            addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+        m, k = next_mapping(s, o, m, k + 1)
 
 
 @kernel

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pterefd.engine.entries import apply
 from pterefd.engine.jit import kernel
 from pterefd.engine.layout import (
-    G_POOLS,
-    M_ALIVE,
     M_WALKS,
     O_KIND,
     O_KNOWN,
@@ -16,8 +14,6 @@ from pterefd.engine.layout import (
     OBJ_SHMEM,
     OBJ_VDSO,
     OBJ_VVAR,
-    POOL_COLUMNS,
-    POOL_MM,
     T_FILL_FILE,
     T_FILL_PFN,
     T_FILL_SHMEM,
@@ -32,7 +28,7 @@ from pterefd.engine.objects import add_cached, cached_run, charge_pages, drop_ca
 from pterefd.engine.publish import mark_dirty
 from pterefd.engine.tables import make_page, make_pmd, page_of, span_index
 from pterefd.mm.unmap import change_range, note_rss
-from pterefd.mm.vma import vma_count, vma_record
+from pterefd.mm.vma import next_mapping, vma_record
 
 FAULT_AROUND_PAGES = 16  # fault_around_bytes / 4096
 
@@ -145,21 +141,17 @@ def read_fault(s, m, v, addr):
 @kernel
 def unmap_object(s, o, begin, end, transition):
     """Pages [begin, end) of the object in every mapping of every mm: unmap_mapping_range."""
-    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    for m in range(1, top):
-        if not s.mm[m, M_ALIVE]:
-            continue
-        for k in range(vma_count(s, m)):
-            v = vma_record(s, m, k)
-            if s.vma[v, V_OBJ] != o:
-                continue
-            shift = (s.vma[v, V_START] >> 12) - s.vma[v, V_PGOFF]
-            low = max(s.vma[v, V_START], (begin + shift) << 12)
-            high = min(s.vma[v, V_END], min(end + shift, 1 << 40) << 12)
-            if low < high:
-                mark_dirty(s, m)
-                note_rss(s, m)
-                change_range(s, m, low, high, transition)
+    m, k = next_mapping(s, o, 1, 0)
+    while m:
+        v = vma_record(s, m, k)
+        shift = (s.vma[v, V_START] >> 12) - s.vma[v, V_PGOFF]
+        low = max(s.vma[v, V_START], (begin + shift) << 12)
+        high = min(s.vma[v, V_END], min(end + shift, 1 << 40) << 12)
+        if low < high:
+            mark_dirty(s, m)
+            note_rss(s, m)
+            change_range(s, m, low, high, transition)
+        m, k = next_mapping(s, o, m, k + 1)
 
 
 @kernel

@@ -28,7 +28,6 @@ from pterefd.engine.layout import (
     FROW_SHIFT,
     G_ACCOUNT,
     G_POOLS,
-    M_ALIVE,
     O_KIND,
     OBJ_FILE,
     P_ENT,
@@ -37,7 +36,6 @@ from pterefd.engine.layout import (
     PAGE_SHIFT,
     POOL_COLUMNS,
     POOL_ENT,
-    POOL_MM,
     REF_MAPPED,
     REF_ZERO_SHIFT,
     SPAN,
@@ -50,7 +48,7 @@ from pterefd.engine.layout import (
     VM_STACK,
 )
 from pterefd.engine.tables import entry_index, next_page, page_of
-from pterefd.mm.vma import vma_count, vma_record
+from pterefd.mm.vma import next_mapping, vma_count, vma_record
 
 PSS_SHIFT = 12  # fractions of a byte, as in struct mem_size_stats
 
@@ -140,24 +138,20 @@ def mark_spans(s, o, spans):
     Returns how many were numbered.
     """
     n = 0
-    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    for m in range(1, top):
-        if not s.mm[m, M_ALIVE]:
-            continue
-        for k in range(vma_count(s, m)):
-            v = vma_record(s, m, k)
-            if s.vma[v, V_OBJ] != o:
-                continue
-            shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
-            addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
-            while addr < s.vma[v, V_END]:
-                first = max(addr, s.vma[v, V_START])
-                last = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END]) - 1
-                for i in range(((first >> PAGE_SHIFT) + shift) >> 9, (((last >> PAGE_SHIFT) + shift) >> 9) + 1):
-                    if spans[i] == 0:
-                        n += 1
-                        spans[i] = n
-                addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+    m, k = next_mapping(s, o, 1, 0)
+    while m:
+        v = vma_record(s, m, k)
+        shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
+        addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
+        while addr < s.vma[v, V_END]:
+            first = max(addr, s.vma[v, V_START])
+            last = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END]) - 1
+            for i in range(((first >> PAGE_SHIFT) + shift) >> 9, (((last >> PAGE_SHIFT) + shift) >> 9) + 1):
+                if spans[i] == 0:
+                    n += 1
+                    spans[i] = n
+            addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+        m, k = next_mapping(s, o, m, k + 1)
     return n
 
 
@@ -165,40 +159,34 @@ def mark_spans(s, o, spans):
 def object_spans(s, o):
     """How many times 512 pages of object o mappings reach to."""
     n = 0
-    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    for m in range(1, top):
-        if s.mm[m, M_ALIVE]:
-            for k in range(vma_count(s, m)):
-                v = vma_record(s, m, k)
-                if s.vma[v, V_OBJ] == o:
-                    end = s.vma[v, V_PGOFF] + ((s.vma[v, V_END] - s.vma[v, V_START]) >> PAGE_SHIFT)
-                    n = max(n, (end + 511) >> 9)
+    m, k = next_mapping(s, o, 1, 0)
+    while m:
+        v = vma_record(s, m, k)
+        end = s.vma[v, V_PGOFF] + ((s.vma[v, V_END] - s.vma[v, V_START]) >> PAGE_SHIFT)
+        n = max(n, (end + 511) >> 9)
+        m, k = next_mapping(s, o, m, k + 1)
     return n
 
 
 @kernel
 def count_object(s, o, spans, maps):
     """maps[spans[i], j] (int32[n, 512]): entries of all mms that map page 512 * i + j of object o."""
-    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    for m in range(1, top):
-        if not s.mm[m, M_ALIVE]:
-            continue
-        for k in range(vma_count(s, m)):
-            v = vma_record(s, m, k)
-            if s.vma[v, V_OBJ] != o:
-                continue
-            shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
-            addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
-            while addr < s.vma[v, V_END]:
-                first = max(addr, s.vma[v, V_START])
-                end = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
-                p = page_of(s, m, first)
-                for page in range(first >> PAGE_SHIFT, end >> PAGE_SHIFT):
-                    state = entry_at(s, p, page & 511) & E_STATE
-                    at = page + shift
-                    if (state == E_FILE or state == E_SHMEM) and at >> 9 < len(spans) and spans[at >> 9]:
-                        maps[spans[at >> 9], at & 511] += 1
-                addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+    m, k = next_mapping(s, o, 1, 0)
+    while m:
+        v = vma_record(s, m, k)
+        shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
+        addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
+        while addr < s.vma[v, V_END]:
+            first = max(addr, s.vma[v, V_START])
+            end = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+            p = page_of(s, m, first)
+            for page in range(first >> PAGE_SHIFT, end >> PAGE_SHIFT):
+                state = entry_at(s, p, page & 511) & E_STATE
+                at = page + shift
+                if (state == E_FILE or state == E_SHMEM) and at >> 9 < len(spans) and spans[at >> 9]:
+                    maps[spans[at >> 9], at & 511] += 1
+            addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
+        m, k = next_mapping(s, o, m, k + 1)
 
 
 # ---- smaps ----------------------------------------------------------------------------------------------

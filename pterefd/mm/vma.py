@@ -14,6 +14,8 @@ from pterefd.engine.jit import inline, kernel
 from pterefd.engine.layout import (
     G_COMMITTED,
     G_NEXT_ANON,
+    G_POOLS,
+    M_ALIVE,
     M_COMMITTED,
     M_DATA_VM,
     M_EXEC_VM,
@@ -26,6 +28,8 @@ from pterefd.engine.layout import (
     M_TOTAL_VM,
     M_VMAS,
     O_REFS,
+    POOL_COLUMNS,
+    POOL_MM,
     SPAN,
     V_ANON,
     V_CHAIN,
@@ -82,6 +86,23 @@ def vma_at(s, m, addr):
     if k >= 0 and s.vma[vma_record(s, m, k), V_END] > addr:
         return k
     return -1
+
+
+@kernel
+def next_mapping(s, o, m, k):
+    """The first mapping of object o from the k-th of mm m on: (mm, its number there); (0, 0) where there is none.
+
+    For all of them (i_mmap), begin at (1, 0) and go on behind each.
+    """
+    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
+    while m < top:
+        if s.mm[m, M_ALIVE]:
+            for i in range(k, vma_count(s, m)):
+                if s.vma[vma_record(s, m, i), V_OBJ] == o:
+                    return m, i
+        m += 1
+        k = 0
+    return 0, 0
 
 
 @kernel
