@@ -76,7 +76,7 @@ def _kernel() -> Row:
 
 
 def _pt_reclaim() -> Row:
-    from pterefd.source.record.machine import kernel_config
+    from pterefd.live.machine import kernel_config
 
     if kernel_config().get("PT_RECLAIM"):
         return Row("PT_RECLAIM", "yes", OK)
@@ -84,7 +84,7 @@ def _pt_reclaim() -> Row:
 
 
 def _thp() -> Row:
-    from pterefd.source.record.machine import thp_setting
+    from pterefd.live.machine import thp_setting
 
     mode = thp_setting().partition(",")[0]
     advice = "" if mode == "never" else "off for recorded commands; a process that is attached to keeps its huge pages"
@@ -146,7 +146,7 @@ def _pagemap() -> Row:
 
 
 def _pagemap_scan() -> Row:
-    from pterefd.source.record import procmem
+    from pterefd.live import procmem
 
     abilities = procmem.scan_abilities()
     if not abilities:

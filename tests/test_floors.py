@@ -28,6 +28,7 @@ RANK = {
     "engine": 0,
     "mm": 1,
     "host": 2,
+    "live": 2,
     "source": 3,
     "reclaim": 4,
     "session": 5,

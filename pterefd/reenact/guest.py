@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from pterefd.errors import BadInput, Missing
-from pterefd.source.record.machine import parse_config
+from pterefd.live.machine import parse_config
 
 from .agent import SLOTS, AgentError, AgentGroup, Answer, Process, parse_answer
 from .build import build_agent, build_init

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from pterefd.source.record import machine
+from pterefd.live import machine
 
 from .agent import SLOTS, AgentGroup, LocalGroup
 from .build import build_agent

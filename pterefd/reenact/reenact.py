@@ -13,6 +13,7 @@ from typing import Any
 
 from pterefd.engine.arena import Limits
 from pterefd.engine.layout import THP_ZERO_PAGE
+from pterefd.live import machine
 from pterefd.mm.profile import AUTO, Profile, named
 from pterefd.mm.thp import thp_bits
 from pterefd.reenact.guest import Guest
@@ -23,7 +24,6 @@ from pterefd.reenact.timing import Timing, time_both
 from pterefd.session.check import FIELDS as CHECK_FIELDS
 from pterefd.session.check import Checker, CheckOptions, FileResult, Tolerance, profile_for
 from pterefd.source.meta import TraceMeta
-from pterefd.source.record import machine
 from pterefd.source.trace import Piece, Trace, open_trace
 from pterefd.source.writer import TraceWriter
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pterefd.source.record.machine import PMD_KB, THP, read_setting, thp_setting
-from pterefd.source.record.machine import thp_sizes as sizes
+from pterefd.live.machine import PMD_KB, THP, read_setting, thp_setting
+from pterefd.live.machine import thp_sizes as sizes
 
 SYSFS = THP
 QUIET = {"khugepaged/pages_to_scan": "1", "khugepaged/scan_sleep_millisecs": "3600000"}

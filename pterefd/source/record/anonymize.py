@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pterefd.source.record.procmem import GIB_SHIFT, PGD_SHIFT
+from pterefd.live.procmem import GIB_SHIFT, PGD_SHIFT
 from pterefd.source.record.table import ABSENT, Group, Table
 
 I64 = npt.NDArray[np.int64]

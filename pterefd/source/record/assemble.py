@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pterefd.live.procmem import Entries, entry_name
 from pterefd.source.record.calls import PAGE, USER_END, Translator, pair_calls
 from pterefd.source.record.checkpoints import add_checkpoints, add_vanished
 from pterefd.source.record.lives import NOBODY, Contended, Lives
@@ -14,7 +15,6 @@ from pterefd.source.record.marks import Marks
 from pterefd.source.record.opening import add_snapshot
 from pterefd.source.record.perf import FAULTS
 from pterefd.source.record.perfdata import MMAP2, PerfData
-from pterefd.source.record.procmem import Entries, entry_name
 from pterefd.source.record.runs import joined
 from pterefd.source.record.sizes import FileSizes, raise_to_accessed
 from pterefd.source.record.table import ROWS, Group, Table

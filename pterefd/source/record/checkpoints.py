@@ -7,8 +7,8 @@ from collections import defaultdict
 import numpy as np
 import numpy.typing as npt
 
+from pterefd.live.procmem import PAGE, USER_END, Entries
 from pterefd.source.record.lives import Checkpoint
-from pterefd.source.record.procmem import PAGE, USER_END, Entries
 from pterefd.source.record.table import ROWS, Table
 
 I64 = npt.NDArray[np.int64]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pterefd.live.procmem import Entries
 from pterefd.source.record.marks import CheckpointMark, CloneMark, ExecMark, Marks
 from pterefd.source.record.perfdata import COMM, EXIT, FORK, Side
-from pterefd.source.record.procmem import Entries
 
 NOBODY = -1
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pterefd.source.record.procmem import Entries, Map, StateRow
+from pterefd.live.procmem import Entries, Map, StateRow
 
 
 @dataclass(slots=True)

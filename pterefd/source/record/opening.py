@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pterefd.live.procmem import PAGE, Map
 from pterefd.source.record.lives import Exec
 from pterefd.source.record.marks import Snapshot
-from pterefd.source.record.procmem import PAGE, Map
 from pterefd.source.record.table import ABSENT, FIRST, Table
 
 _ADVICE_FLAGS = (("dc", "dontfork"), ("wf", "wipeonfork"), ("hg", "hugepage"), ("nh", "nohugepage"))

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from pterefd import outputs
 from pterefd.errors import BadInput, Partly
+from pterefd.live.procmem import Map, StateRow
 from pterefd.source.meta import TraceMeta
 from pterefd.source.record.assemble import Assembled, assemble
 from pterefd.source.record.calls import PAGE, UNMODELLED, USER_END
 from pterefd.source.record.marks import CheckpointMark, CloneMark, ExecMark, Marks, Snapshot
 from pterefd.source.record.perfdata import COMM, EXIT, FORK, MMAP2, PerfData, PerfDataError, Side
-from pterefd.source.record.procmem import Map, StateRow
 from pterefd.source.record.script import Moment, Notes, read_notes
 from pterefd.source.writer import TraceWriter
 

@@ -19,11 +19,13 @@ from typing import Any, NoReturn
 
 from pterefd import outputs
 from pterefd.errors import EXIT_PARTLY, BadInput, Missing, Partly, PterefdError
-from pterefd.source.record import machine, perf, procmem, ptrace
+from pterefd.live import machine, procmem, ptrace
+from pterefd.source.record import perf
 from pterefd.source.record.anonymize import anonymize
 from pterefd.source.record.assemble import Assembled, assemble
 from pterefd.source.record.calls import UNMODELLED
 from pterefd.source.record.marks import CheckpointMark, ExecMark, Marks
+from pterefd.source.record.metadata import metadata
 from pterefd.source.record.perfdata import Format, PerfData, parse_format
 from pterefd.source.record.snapshot import read_snapshot
 from pterefd.source.record.tracer import Tracer
@@ -315,7 +317,7 @@ class _Run:
             self._trouble.append(str(error))
 
     def _write(self, assembled: Assembled) -> None:
-        meta = machine.metadata(
+        meta = metadata(
             thp=self._thp(),
             command=None if self._options.anonymize else self._command_line(),
             perf_version=self._perf_version,

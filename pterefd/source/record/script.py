@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pterefd.errors import BadInput
-from pterefd.source.record import perf, procmem
-from pterefd.source.record.procmem import STATUS_KB, Map, parse_maps
+from pterefd.live import procmem
+from pterefd.live.procmem import STATUS_KB, Map, parse_maps
+from pterefd.source.record import perf
 
 _SCRIPT = r"""#!/bin/sh
 # Records the page-table history of a process with perf and sh alone (x86_64, as root).
@@ -68,7 +69,7 @@ snapshot "$PID" >> "$NOTES"
 
 def script_text() -> str:
     """The script, with the very events and options that `record` uses."""
-    from pterefd.source.record.machine import CONFIG_OPTIONS
+    from pterefd.live.machine import CONFIG_OPTIONS
 
     words = perf.options([])[: -len(("-e", ""))]
     options = " ".join(words[2:] if words[0] == "-m" else words)

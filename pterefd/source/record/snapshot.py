@@ -6,9 +6,9 @@ import contextlib
 import os
 import stat
 
-from pterefd.source.record import procmem
+from pterefd.live import procmem
+from pterefd.live.procmem import Entries, Map
 from pterefd.source.record.marks import Snapshot
-from pterefd.source.record.procmem import Entries, Map
 
 
 def read_snapshot(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from pterefd.source.record import procmem, ptrace
+from pterefd.live import procmem, ptrace
 from pterefd.source.record.marks import CheckpointMark, CloneMark, ExecMark, ExitMark, Marks, RefusedMark
 from pterefd.source.record.snapshot import read_snapshot
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pterefd.live.procmem import PAGE_IS_PFNZERO, PAGE_IS_PRESENT, Entries
 from pterefd.source.record.checkpoints import add_checkpoints, add_vanished, without
 from pterefd.source.record.lives import Checkpoint
 from pterefd.source.record.marks import CheckpointMark
-from pterefd.source.record.procmem import PAGE_IS_PFNZERO, PAGE_IS_PRESENT, Entries
 from pterefd.source.record.table import Group, Table
 
 

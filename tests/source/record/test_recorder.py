@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pterefd.errors import BadInput
+from pterefd.live.machine import thp_setting
 from pterefd.source.record import recorder
-from pterefd.source.record.machine import thp_setting
 from pterefd.source.trace import open_trace
 from tests.source.record.conftest import PYTHON, Record, Recording
 

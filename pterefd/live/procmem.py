@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ _REGIONS = 512  # one walk's worth: with room for more, 6.18 tells some regions 
 
 # Documentation/admin-guide/mm/pagemap.rst
 _PM_PRESENT, _PM_SWAP, _PM_FILE, _PM_GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
+_PM_PFN = (1 << 55) - 1
 _PM_READ = 1 << 20  # bytes of pagemap read at once: 128 Ki entries, 512 MiB of address space
 
 
@@ -103,6 +105,19 @@ def read_vm_flags(tid: int) -> dict[int, frozenset[str]]:
     return flags
 
 
+def huge_tlb_sizes(tid: int) -> dict[int, int]:
+    """KernelPageSize in bytes of each mapping of smaps by the mapping's start: more than PAGE is hugetlb's."""
+    sizes = {}
+    start = 0
+    with open(f"/proc/{tid}/smaps", "rb") as file:
+        for line in file:
+            if line.startswith(b"KernelPageSize:"):
+                sizes[start] = int(line.split()[1]) << 10
+            elif b"-" in line[:17] and line[:1] in b"0123456789abcdef":
+                start = int(line.split(b"-", 1)[0], 16)
+    return sizes
+
+
 STAT_START_BRK = 47 - 3  # of the fields after the name, see proc(5)
 STATUS_KB = ("VmPTE", "RssAnon", "RssFile", "RssShmem", "VmSwap")
 
@@ -119,6 +134,7 @@ class Status:
     threads: int = 0
     state: str = ""
     thp_disabled: bool = False
+    hugetlb_kb: int = 0
     kb: dict[str, int] = field(default_factory=dict)
 
 
@@ -144,6 +160,8 @@ def read_status(tid: int) -> Status:
                 status.threads = int(value)
             elif key == "State":
                 status.state = value.split()[0]
+            elif key == "HugetlbPages":
+                status.hugetlb_kb = int(value.split()[0])
             elif key == "THP_enabled":
                 status.thp_disabled = int(value) == 0  # prctl(PR_SET_THP_DISABLE)
     return status
@@ -237,7 +255,15 @@ class Entries:
 
     def tables(self) -> int:
         """Page-table pages that these entries need: spans + GiB slots + PGD slots (kernel-rules: 1)."""
-        return sum(_slots(self.start, self.end, shift) for shift in (SPAN_SHIFT, GIB_SHIFT, PGD_SHIFT))
+        return sum(self.slots(shift) for shift in (SPAN_SHIFT, GIB_SHIFT, PGD_SHIFT))
+
+    def slots(self, shift: int) -> int:
+        """Distinct slots of 2**shift bytes that the runs (ascending, apart) touch."""
+        if not len(self.start):
+            return 0
+        first, last = self.start >> shift, (self.end - 1) >> shift
+        total = int((last - first + 1).sum())
+        return total - int((first[1:] == last[:-1]).sum())
 
     def state_rows(self, shmem_ranges: Iterable[tuple[int, int]] = ()) -> list[StateRow]:
         """The runs as (start, end, entry) with the format's names; neighbours of one kind are joined.
@@ -264,15 +290,6 @@ class StateRow(NamedTuple):
     end: int
     entry: str
     huge: bool = False
-
-
-def _slots(start: I64, end: I64, shift: int) -> int:
-    """Distinct slots of 2**shift bytes that the runs (ascending, apart) touch."""
-    if not len(start):
-        return 0
-    first, last = start >> shift, (end - 1) >> shift
-    total = int((last - first + 1).sum())
-    return total - int((first[1:] == last[:-1]).sum())
 
 
 def _shmem_pieces(start: int, end: int, ranges: list[tuple[int, int]]) -> list[tuple[int, int, str]]:
@@ -319,6 +336,25 @@ def scan_abilities() -> int:
     finally:
         os.close(fd)
     return 0
+
+
+@cache
+def zero_pfn() -> int:
+    """Number of the shared zero page's frame, 0 where it is not told (CAP_SYS_ADMIN): that of a page only read."""
+    with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ) as page:
+        assert page[0] == 0
+        address = np.frombuffer(page, dtype=np.uint8).__array_interface__["data"][0]
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            (word,) = struct.unpack("<Q", os.pread(fd, 8, address // PAGE * 8))
+        finally:
+            os.close(fd)
+    return int(word & _PM_PFN) if word & _PM_PRESENT else 0
+
+
+def tells_zero_pages() -> bool:
+    """Whether entries that map the zero page are told from others here."""
+    return bool(scan_abilities() & PAGE_IS_PFNZERO) or (not scan_abilities() and zero_pfn() != 0)
 
 
 def read_entries(tid: int, maps: list[Map] | None = None) -> Entries:
@@ -370,7 +406,7 @@ def _scan(fd: int) -> Entries:
 
 
 def _read_pagemap(fd: int, maps: list[Map]) -> Entries:
-    """All entries from the pagemap file. The zero page cannot be told there, and counts as anonymous."""
+    """All entries from the pagemap file. The zero page is told by its frame, where frames are shown."""
     starts, ends, bits = [], [], []
     for mapping in maps:
         at = mapping.start
@@ -403,6 +439,8 @@ def _categories(words: npt.NDArray[np.uint64]) -> I64:
         (_PM_GUARD, PAGE_IS_GUARD),
     ):
         out |= np.where(words & np.uint64(bit), category, 0)
+    if zero := zero_pfn():
+        out[(out == PAGE_IS_PRESENT) & ((words & np.uint64(_PM_PFN)) == zero)] |= PAGE_IS_PFNZERO
     out[(out & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)) == 0] = 0
     return out
 
@@ -436,7 +474,7 @@ def read_checkpoint(tid: int) -> Checkpoint | None:
         raise
     fields["present_entries"] = entries.present
     fields["swap_entries"] = entries.swap
-    if scan_abilities() & PAGE_IS_PFNZERO:
+    if tells_zero_pages():
         fields["zero_entries"] = entries.zero
     if scan_abilities() & PAGE_IS_GUARD or not scan_abilities():
         fields["guard_entries"] = entries.guard

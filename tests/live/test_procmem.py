@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pterefd.source.record import procmem
-from pterefd.source.record.procmem import Entries, parse_maps
+from pterefd.live import procmem
+from pterefd.live.procmem import Entries, parse_maps
 
 pytestmark = pytest.mark.kernel
 

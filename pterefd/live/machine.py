@@ -1,4 +1,4 @@
-"""What is known of the machine on which something is recorded: the trace's metadata."""
+"""What this machine's kernel is and how it is set: what a trace's metadata and a scan say of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import platform
 from pathlib import Path
 
 from pterefd.errors import Missing
-from pterefd.source.meta import TraceMeta
-from pterefd.source.record import procmem, ptrace
+from pterefd.live import procmem, ptrace
 
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 PMD_KB = 2048
@@ -35,22 +34,6 @@ def check_arch() -> None:
         raise Missing(f"recording works on x86_64 only, this is {platform.machine()}")
     if mmap.PAGESIZE != procmem.PAGE:
         raise Missing(f"recording works with pages of 4096 bytes only, here they have {mmap.PAGESIZE}")
-
-
-def metadata(*, thp: str, command: list[str] | None, perf_version: str | None) -> TraceMeta:
-    """Metadata of a recording made here and now. thp: as TraceMeta has it."""
-    return TraceMeta(
-        arch=platform.machine(),
-        page_size=mmap.PAGESIZE,
-        kernel_release=platform.release(),
-        kernel_version=platform.version(),
-        kernel_config=kernel_config(),
-        thp=thp,
-        memory_bytes=memory_bytes(),
-        fault_around_bytes=fault_around_bytes(),
-        command=command,
-        perf_version=perf_version,
-    )
 
 
 def memory_bytes() -> int:
