@@ -41,8 +41,12 @@ def serve(connection: socket.socket, path: str) -> None:
         raise BadInput(f"{point}: uid {uid} may not mount there")
     if allow_other and not entry.allow_other:
         raise BadInput(f"{point}: allow_other is not allowed there")
-    _leftovers(point, uid)
-    new, directory = _directory(point, uid)
+    above = _above(point)
+    try:
+        _leftovers(point, uid)
+        new, directory = _directory(point, above, uid)
+    finally:
+        os.close(above)
     ours = None
     try:
         device = _mount(directory, uid, gid, allow_other)
@@ -89,40 +93,63 @@ def _leftovers(point: str, uid: int) -> None:
             raise Missing(f"{point}: what a dead daemon left cannot be taken away")
 
 
-def _directory(point: str, uid: int) -> tuple[bool, int]:
-    """Whether it had to be made, and a descriptor of the empty directory at point, by way of no symbolic link.
+def _above(point: str) -> int:
+    """A descriptor (O_PATH) of the directory that holds point, by way of no symbolic link.
 
-    Nobody but root can put another directory in its place later: every directory on the way is root's, and
-    written by others only where it is sticky.
+    Every directory on the way is root's, and written by others only where it is sticky: nobody else can put another
+    in the place of one of them.
     """
-    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    made = False
-    here = os.open("/", flags | os.O_PATH)
-    *way, last = point.split("/")[1:]
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_PATH
+    here = os.open("/", flags)
     try:
-        for name in way:
-            here = _entered(here, os.open(name, flags | os.O_PATH, dir_fd=here))
+        for name in point.split("/")[1:-1]:
+            here = _entered(here, os.open(name, flags, dir_fd=here))
             status = os.fstat(here)
-            if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+            if status.st_uid != 0 or (_others_write(status) and not status.st_mode & stat.S_ISVTX):
                 raise BadInput(f"{point}: {name} on its way is not root's alone")
-        try:
-            leaf = os.open(last, flags, dir_fd=here)
-        except FileNotFoundError:
-            os.mkdir(last, 0o755, dir_fd=here)
-            made = True
-            leaf = os.open(last, flags, dir_fd=here)
-        here = _entered(here, leaf)
-        if os.fstat(here).st_uid not in (0, uid):
-            raise BadInput(f"{point}: belongs to somebody else")
-        if os.listdir(here):
-            raise BadInput(f"{point}: mount point is not empty")
     except OSError as e:
         os.close(here)
         raise BadInput(f"{point}: mount point cannot be used: {e.strerror}") from None
     except BadInput:
         os.close(here)
         raise
-    return made, here
+    return here
+
+
+def _others_write(status: os.stat_result) -> bool:
+    return bool(status.st_mode & 0o022)
+
+
+def _directory(point: str, above: int, uid: int) -> tuple[bool, int]:
+    """Whether it had to be made, and a descriptor of the empty directory at point, which `above` holds.
+
+    Root's, or the user's where the one above is root's alone: an owner can take his own out of a sticky directory, and
+    what lay at point later would be another thing.
+    """
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    name = os.path.basename(point)
+    made = False
+    try:
+        try:
+            leaf = os.open(name, flags, dir_fd=above)
+        except FileNotFoundError:
+            os.mkdir(name, 0o755, dir_fd=above)
+            made = True
+            leaf = os.open(name, flags, dir_fd=above)
+    except OSError as e:
+        raise BadInput(f"{point}: mount point cannot be used: {e.strerror}") from None
+    try:
+        owner = os.fstat(leaf).st_uid
+        if owner not in (0, uid):
+            raise BadInput(f"{point}: belongs to somebody else")
+        if owner != 0 and _others_write(os.fstat(above)):
+            raise BadInput(f"{point}: belongs to uid {uid}, who could move it: make it root's")
+        if os.listdir(leaf):
+            raise BadInput(f"{point}: mount point is not empty")
+    except BadInput:
+        os.close(leaf)
+        raise
+    return made, leaf
 
 
 def _entered(left: int, entered: int) -> int:

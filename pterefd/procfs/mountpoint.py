@@ -23,7 +23,7 @@ DEVICE = "/dev/fuse"
 ANSWER_SECONDS = 2.0
 BUSY_SECONDS = 0.5  # how long a mount that is in use may stay so before it is detached
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # nobody serves the mount any more
-MNT_FORCE, MNT_DETACH = 1, 2
+MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -192,7 +192,7 @@ def unmount(point: str, *, detach: bool = False) -> bool:
 
 def _umount(point: str, flags: int) -> bool:
     if os.geteuid() == 0:
-        return bool(_libc.umount2(os.fsencode(point), flags) == 0)
+        return bool(_libc.umount2(os.fsencode(point), flags | UMOUNT_NOFOLLOW) == 0)
     program = _fusermount()
     if program is None:
         return False

@@ -231,17 +231,45 @@ for point in sys.argv[2:]:
 """
 
 
-def test_another_user_has_what_the_table_gives_that_user(helper: MountHelper, area: Path, tmp_path: Path) -> None:
-    """nobody is let in by the file modes, and told apart by the kernel's word, not by anything that it says."""
-    open_way(tmp_path / "x")
+def ask_as_nobody(helper: MountHelper, *points: Path) -> list[str]:
+    """A line for each point: what came of asking for it."""
     as_nobody = [*in_reach(), "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     result = subprocess.run(
-        [*as_nobody, sys.executable, "-c", CLIENT, helper.socket, area / "one", area / "theirs"],
+        [*as_nobody, sys.executable, "-c", CLIENT, helper.socket, *points],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    one, theirs = result.stdout.splitlines()
+    return result.stdout.splitlines()
+
+
+def test_a_directory_that_its_owner_could_move(helper: MountHelper, area: Path, tmp_path: Path) -> None:
+    """In a sticky one its owner could put a link to another file system in its place, to have that unmounted."""
+    open_way(tmp_path / "x")
+    (area / "theirs").mkdir()
+    os.chown(area / "theirs", NOBODY, NOBODY)
+    area.chmod(0o1777)
+    (line,) = ask_as_nobody(helper, area / "theirs")
+    assert line.endswith(f"belongs to uid {NOBODY}, who could move it: make it root's")
+    os.chown(area / "theirs", 0, 0)
+    assert ask_as_nobody(helper, area / "theirs") == ["mounted True"]
+
+
+def test_nothing_is_taken_away_where_the_way_is_not_roots_alone(helper: MountHelper, area: Path) -> None:
+    connection, answer, devices = ask(helper, mount=str(area / "one"))
+    assert answer == {"mounted": str(area / "one")}
+    area.chmod(0o777)
+    assert "is not root's alone" in refused(helper, area / "one")
+    assert mounted(area / "one") is not None
+    area.chmod(0o755)
+    os.close(devices[0])
+    connection.close()
+
+
+def test_another_user_has_what_the_table_gives_that_user(helper: MountHelper, area: Path, tmp_path: Path) -> None:
+    """nobody is let in by the file modes, and told apart by the kernel's word, not by anything that it says."""
+    open_way(tmp_path / "x")
+    one, theirs = ask_as_nobody(helper, area / "one", area / "theirs")
     assert one == f"mount helper {helper.socket}: {area}/one: uid {NOBODY} may not mount there"
     assert theirs == "mounted True"
 
