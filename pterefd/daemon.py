@@ -125,6 +125,7 @@ class Daemon:
         """Serve at another address, None for nowhere. Missing where it cannot be: the old one goes on."""
         if self.metrics is not None:
             self.metrics.stop()  # its port may be part of the new address
+            self.metrics = None
         try:
             self.metrics = self._metrics(address)
         except Missing:
@@ -186,8 +187,11 @@ class Daemon:
     def _replay(self) -> None:
         """The replay's thread; those that it starts inherit how nice it is."""
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + REPLAY_NICE, 19))
         try:
+            try:
+                os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + REPLAY_NICE, 19))
+            except PermissionError as error:  # of a system call filter; reads wait longer then
+                self.log.warning("the replay cannot be made nice", error=error.strerror)
             self.conductor.run()
         except BaseException as e:
             self.failure = e

@@ -7,6 +7,7 @@
 #
 # Nothing is started or enabled. /etc/pterefd is written where it is not there, and is never taken away.
 set -eu
+umask 022 # what is installed is for everybody, whatever files of root are
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 prefix=${PREFIX:-/usr/local}

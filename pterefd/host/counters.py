@@ -18,6 +18,7 @@ class MmCounters(NamedTuple):
     freed_by_itself .. mmap_write_holds are what the profile's way of freeing costs: docs/costs.md.
     major_faults: faults that had to read a page, swap_ins those from swap, where the host accounts memory.
     away_ns: how long, summed up, the PTE pages of allocated_again had been away.
+    thp_disabled: prctl(PR_SET_THP_DISABLE).
     reclaimable_since_ns: the trace's time from which on it has had empty or zero PTE pages without a break, else 0.
     """
 
@@ -63,6 +64,7 @@ class MmCounters(NamedTuple):
     swap_ins: int
     away_ns: int
     reclaimable_since_ns: int
+    thp_disabled: bool
 
     @property
     def reclaimable_pt_bytes(self) -> int:
@@ -135,4 +137,5 @@ def from_row(row: Any) -> MmCounters:
         r[lo.M_SWAP_INS],
         r[lo.M_AWAY],
         r[lo.M_SINCE],
+        r[lo.M_THP] & lo.THP_DISABLED != 0,
     )

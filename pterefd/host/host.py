@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -137,6 +138,7 @@ class Host:
         self._publication = 0  # odd while processes, rows and groups do not belong together
         self._published: Any = np.zeros((64, lo.MM_COLUMNS), dtype=np.int64)
         self._processes: dict[int, Process] = {}
+        self._serials = itertools.count(1)
         self._object_names: dict[int, str] = {}
         # by the identity of a trace's list of paths, which is kept, so that no other list gets its identity
         self._objects: dict[int, tuple[list[str], npt.NDArray[np.int64]]] = {}
@@ -317,7 +319,8 @@ class Host:
         if old is not None:  # what the event does not say is as before
             given = {name: getattr(old, name) for name in _OWNER} | given
         cmdline = list(fields.get("cmdline") or [])
-        process = Process(pid, mm, fields["comm"], cmdline, start_ns=now, group=group, **given)
+        serial = next(self._serials) if old is None else old.serial
+        process = Process(pid, mm, serial, fields["comm"], cmdline, start_ns=now, group=group, **given)
         if old is not None:
             process.ppid, process.start_ns, process.exec_number = old.ppid, old.start_ns, old.exec_number + 1
         self._appear(process)
@@ -333,7 +336,7 @@ class Host:
             self._s.pids[child] = lo.KILLED  # it does not start
             return
         mm = int(fork(self._s, parent.mm, child))
-        self._appear(parent.child(child, mm, now))
+        self._appear(parent.child(child, mm, next(self._serials), now))
 
     def _set_thp(self, pid: int, disabled: bool) -> None:
         """prctl(PR_SET_THP_DISABLE)."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 class Process:
     """A process of the host.
 
-    mm: record in the engine.  exec_number: 0 for the first program of the pid, one more with each exec.
+    mm: record in the engine.  serial: its number among all processes that there have been; exec keeps it (struct pid).
+    exec_number: 0 for the first program of the pid, one more with each exec.
     start_ns: the trace's time at which it was first seen.  uid, gid: -1 where the trace does not say.
     group: the group of mms that it belongs to, "" none; children inherit it.
     start_stack: an address in its main stack, 0 while nobody has asked for it.
@@ -17,6 +18,7 @@ class Process:
 
     pid: int
     mm: int
+    serial: int
     comm: str = ""
     cmdline: list[str] = field(default_factory=list)
     uid: int = -1
@@ -34,6 +36,6 @@ class Process:
         """Number of threads, the first one included."""
         return 1 + len(self.tids)
 
-    def child(self, pid: int, mm: int, start_ns: int) -> Process:
+    def child(self, pid: int, mm: int, serial: int, start_ns: int) -> Process:
         """A forked child: named and owned as its parent."""
-        return replace(self, pid=pid, mm=mm, ppid=self.pid, start_ns=start_ns, exec_number=0, tids=set())
+        return replace(self, pid=pid, mm=mm, serial=serial, ppid=self.pid, start_ns=start_ns, exec_number=0, tids=set())

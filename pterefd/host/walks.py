@@ -149,8 +149,7 @@ class Walks:
 
     def _check(self, process: Process) -> None:
         """NoSuchMm where the process has another mm by now, or none."""
-        now = self._host.find(process.pid)
-        if now is None or now.mm != process.mm or now.exec_number != process.exec_number:
+        if self._host.find(process.pid) is not process:  # exec makes another of the same serial
             raise NoSuchMm(f"no mm with pid {process.pid}")
 
     def _swapped(self, row: VmaRow) -> int:

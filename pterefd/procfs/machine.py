@@ -25,7 +25,7 @@ PAGE = 4096
 KIB_PER_PAGE = 4
 HUGE_PAGE_KIB = 2048
 SWAP_AREA = "/swap"
-VMALLOC_TOTAL_KIB = (1 << 45) >> 10
+VMALLOC_TOTAL_KIB = ((1 << 45) - 1) >> 10
 _RELEASE_OF_THE_MAILS = "5.19.0"  # what the series are based on
 _VERSION = re.compile(r"v(\d+)\.(\d+)")
 
@@ -225,7 +225,8 @@ def swaps(faces: Faces, _: object) -> str:
     if faces.host.memory is None or not (usage := faces.host.usage()).swap_total:
         return head
     size, used = usage.swap_total >> 10, (usage.swap_total - usage.swap_free) >> 10
-    return f"{head}{SWAP_AREA:40}partition\t{size}\t\t{used}\t\t-2\n"
+    columns = "".join(f"{kb}\t" if kb >= 10_000_000 else f"{kb}\t\t" for kb in (size, used))
+    return f"{head}{SWAP_AREA:40}partition\t{columns}-2\n"
 
 
 def _pressure(faces: Faces, _: object) -> str:

@@ -37,6 +37,10 @@ def _owner(faces: Faces, pid: int) -> tuple[int, int]:
     return owner(faces.host.process(pid))
 
 
+def _serial(faces: Faces, pid: int) -> int:
+    return faces.host.process(pid).serial
+
+
 def _oom_score_adj(faces: Faces, pid: int, text: str) -> None:
     """fs/proc/base.c oom_score_adj_write: kstrtoint with base 0, -1000 to 1000."""
     match = _KSTRTOINT.fullmatch(text)
@@ -145,4 +149,4 @@ PID = Dir(
     ),
 )
 
-PIDS = Family("PID", "One directory per mm, named by its pid.", _names, _find, PID, _owner)
+PIDS = Family("PID", "One directory per mm, named by its pid.", _names, _find, PID, _owner, _serial)

@@ -5,7 +5,11 @@ Nothing here runs, so times, switches, signals and I/O are 0; what the mm holds 
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
+
+from pterefd.errors import NoSuchMm
 
 if TYPE_CHECKING:
     from pterefd.procfs.faces import Faces
@@ -105,5 +109,8 @@ def wchan(_faces: Faces, _obj: object) -> str:
 
 
 def exe(faces: Faces, pid: int) -> str:
-    """proc_exe_link: the program; / where none of its files is mapped."""
-    return faces.host.walks.program(pid) or "/"
+    """proc_exe_link: the program; / where none of its files is mapped. ENOENT where the process is gone."""
+    try:
+        return faces.host.walks.program(pid) or "/"
+    except NoSuchMm:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from None

@@ -28,7 +28,7 @@ MEMORY_KEYS = (
     *("VmPeak", "VmSize", "VmLck", "VmPin", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem"),
     *("VmData", "VmStk", "VmExe", "VmLib", "VmPTE", "VmSwap", "HugetlbPages"),
 )
-_MEMORY = "".join(f"{key}:\t%8d kB\n" for key in MEMORY_KEYS) + "CoreDumping:\t0\nTHP_enabled:\t0\n"
+_MEMORY = "".join(f"{key}:\t%8d kB\n" for key in MEMORY_KEYS) + "CoreDumping:\t0\nTHP_enabled:\t%d\n"
 # fs/proc/array.c:task_sig() and task_context_switch_counts(): no signals, no switches here
 _SIGNALS = (
     "Threads:\t%d\nSigQ:\t0/0\n"
@@ -47,6 +47,7 @@ def status(faces: Faces, pid: int, tid: int | None = None) -> str:
         *(escaped(process.comm), pid, thread, process.ppid, uid, uid, uid, uid, gid, gid, gid, gid),
         *(pid, thread, pid, pid),
         *memory_sizes(mm),
+        not mm.thp_disabled,
         process.threads,
     )
 

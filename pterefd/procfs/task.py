@@ -67,6 +67,10 @@ def _owner(faces: Faces, task: Task) -> tuple[int, int]:
     return owner(faces.host.process(task.pid))
 
 
+def _serial(faces: Faces, task: Task) -> int:
+    return faces.host.process(task.pid).serial
+
+
 def text(name: str, help: str, read: Callable[[Any, Any], str]) -> File:
     """A file that everybody may read."""
     return File(name, 0o444, help, read=read)
@@ -91,6 +95,6 @@ TASK = Dir(
 
 TASKS = Dir(
     "task",
-    (Family("TID", "One directory per thread, named by its tid.", _names, _find, TASK, _owner),),
+    (Family("TID", "One directory per thread, named by its tid.", _names, _find, TASK, _owner, _serial),),
     "Threads of the process.",
 )

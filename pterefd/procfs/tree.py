@@ -73,6 +73,7 @@ class Family:
 
     label: how docs write the name (PID).  names: those there now.  find: the obj of a name, None where
     there is none.  each: the table of every one, or the link.  owner: (uid, gid) of obj's nodes, None for the daemon's.
+    serial: a number that another of the same name does not have: an open file is about one of them.
     """
 
     label: str
@@ -81,6 +82,7 @@ class Family:
     find: Callable[[Any, Any, str], Any]
     each: Dir | Link
     owner: Callable[[Any, Any], tuple[int, int]] | None = None
+    serial: Callable[[Any, Any], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,8 @@ class Tree:
         if not isinstance(node, File):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         check_access(node, flags & os.O_ACCMODE)
-        return OpenFile(node, self.ctx, found.obj, append=bool(flags & os.O_APPEND))
+        serial = found.family.serial if found.family is not None else None
+        return OpenFile(node, self.ctx, found.obj, serial, append=bool(flags & os.O_APPEND))
 
     def truncate(self, path: str) -> None:
         """truncate(2), or what O_TRUNC does: nothing, where the file may be written."""
@@ -257,11 +260,28 @@ class Tree:
 
 
 class OpenFile:
-    """One open(): its snapshot, and where an appender stands."""
+    """One open(): its snapshot, and where an appender stands.
 
-    __slots__ = ("_appended", "_parts", "_reading", "_start", "append", "ctx", "node", "obj", "snapshot")
+    It is about the process, say, that had the name then (the kernel keeps its struct pid): ESRCH once that is gone.
+    """
 
-    def __init__(self, node: File, ctx: Any, obj: Any, *, append: bool = False) -> None:
+    __slots__ = (
+        *("_appended", "_parts", "_reading", "_serial", "_serial_of", "_start"),
+        *("append", "ctx", "node", "obj", "snapshot"),
+    )
+
+    def __init__(
+        self,
+        node: File,
+        ctx: Any,
+        obj: Any,
+        serial_of: Callable[[Any, Any], int] | None = None,
+        *,
+        append: bool = False,
+    ) -> None:
+        """serial_of: as Family.serial."""
+        self._serial_of = serial_of
+        self._serial = serial_of(ctx, obj) if serial_of is not None else 0
         self.node = node
         self.ctx = ctx
         self.obj = obj
@@ -283,9 +303,14 @@ class OpenFile:
             self.snapshot = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
         return self.snapshot[offset : offset + size]
 
+    def _check(self) -> None:
+        if self._serial_of is not None and self._serial_of(self.ctx, self.obj) != self._serial:
+            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+
     def _render(self) -> Any:
         if self.node.read is None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._check()
         return self.node.read(self.ctx, self.obj)
 
     def _read_on(self, size: int, offset: int) -> bytes:
@@ -317,6 +342,7 @@ class OpenFile:
             offset, self._appended = self._appended, self._appended + len(data)
         if offset or not data:
             return len(data)
+        self._check()
         if self.node.content is Content.INT:
             value, taken = parse_int(data, self.node.low, self.node.high)
             self.node.write(self.ctx, self.obj, value)  # type: ignore[arg-type]

@@ -52,6 +52,7 @@ def ours_of(kernel: list[str]) -> list[str]:
     process = Process(
         pid=int(values["Pid"][0]),
         mm=0,
+        serial=1,
         comm=values["Name"][0],
         uid=int(values["Uid"][0]),
         gid=int(values["Gid"][0]),
@@ -109,7 +110,7 @@ def test_a_name_with_a_newline_stays_on_its_line() -> None:
 
 
 def test_a_process_whose_owner_is_not_known_is_the_daemons() -> None:
-    lines = rendered(Process(pid=1, mm=0), counters()).splitlines()
+    lines = rendered(Process(pid=1, mm=0, serial=1), counters()).splitlines()
     uid, gid = os.geteuid(), os.getegid()
     assert f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}" in lines
     assert f"Gid:\t{gid}\t{gid}\t{gid}\t{gid}" in lines

@@ -18,11 +18,10 @@ from tests.systemd.manager import Manager
 
 pytestmark = pytest.mark.mount
 
-# What bears on the mount: a mount namespace, PrivateUsers=, ProcSubset=pid, no rights. The rest is left to systemd.
+# What bears on the mount: a mount namespace, ProcSubset=pid, no rights. The rest is left to systemd.
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs")
 AS_NOBODY += ("--bounding-set=-all", "--inh-caps=-all")
-USERS = ("unshare", "--user", "--map-current-user")
-UNIT = (*in_reach(proc="subset=pid"), *AS_NOBODY, *USERS)
+UNIT = (*in_reach(proc="subset=pid"), *AS_NOBODY)
 AS_ANOTHER = ("setpriv", "--reuid=4711", "--regid=4711", "--clear-groups")
 
 Start = Callable[..., Manager]
