@@ -32,6 +32,7 @@ COMMANDS = (
     "calibrate",
     "run",
     "shell",
+    "scan",
     "plugins",
     "doctor",
 )

@@ -1,0 +1,316 @@
+"""How much page-table memory of a running process is empty or zero, seen from outside without stopping it.
+
+The kernel shows entries, not tables. What is known is VmPTE (PTE, PMD and PUD pages together), and which entries are
+set; the entries explain so many tables, each huge page keeps one deposited PTE page (__do_huge_pmd_anonymous_page,
+pgtable_trans_huge_deposit), and what VmPTE has beyond that holds no entry at all: empty PTE pages, and the PMD and PUD
+pages above nothing else. Where these lie is not known; zero PTE pages and their like are located.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pterefd.errors import Missing, NoSuchMm, PterefdError
+from pterefd.live import procmem
+from pterefd.live.procmem import (
+    GIB_SHIFT,
+    PAGE,
+    PAGE_IS_FILE,
+    PAGE_IS_GUARD,
+    PAGE_IS_HUGE,
+    PAGE_IS_PFNZERO,
+    PGD_SHIFT,
+    SPAN_SHIFT,
+    Entries,
+    Map,
+)
+
+I64 = npt.NDArray[np.int64]
+PTRS_PER_PTE = 512
+_ATTEMPTS = 4  # until VmPTE is the same before and after the entries were read
+_STAT_STARTTIME = 22 - 3
+# Without PAGEMAP_SCAN every page of every mapping is 8 bytes to read: about a second for so much.
+READABLE_BYTES = 1 << 40
+
+
+class NotSeen(PterefdError):
+    """A process that is there and cannot be seen; the text says why."""
+
+    exit_code = Missing.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """PTE pages that hold entries, ascending: number of the span, and of its entries how many are of a kind (int64[n]).
+
+    zero: the zero page.  guard: guard markers.  other: everything else.
+    """
+
+    number: I64
+    zero: I64
+    guard: I64
+    other: I64
+
+    @property
+    def is_zero(self) -> npt.NDArray[np.bool_]:
+        """All 512 entries map the zero page."""
+        return self.zero == PTRS_PER_PTE
+
+    @property
+    def is_mixed(self) -> npt.NDArray[np.bool_]:
+        """Zero page and nothing else, but not everywhere."""
+        return (self.zero > 0) & (self.zero < PTRS_PER_PTE) & (self.guard + self.other == 0)
+
+    @property
+    def is_guarded(self) -> npt.NDArray[np.bool_]:
+        """Guard markers keep it, beside the zero page at most."""
+        return (self.guard > 0) & (self.other == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TableUse:
+    """Page-table memory of one process, in bytes; pid and start_time (clock ticks after boot) say whose it is.
+
+    vm_pte: VmPTE.  explained: tables that entries need.  deposited: one PTE page for each huge page.
+    empty: tables without any entry.  zero: PTE pages of 512 zero pages.  mixed: of zero pages and none.
+    guard: PTE pages that guard markers keep; beyond the mail's kinds, as mixed is.
+    unseen: tables that may belong to mappings which the kernel does not show (VM_PFNMAP), not counted as empty.
+    rss: RssAnon + RssFile + RssShmem.  zero, mixed: None where this kernel does not tell zero pages.
+    steady: VmPTE did not change meanwhile.
+    """
+
+    pid: int
+    start_time: int
+    comm: str
+    uid: int
+    cgroup: str
+    vm_pte: int
+    explained: int
+    deposited: int
+    empty: int
+    zero: int | None
+    mixed: int | None
+    guard: int
+    unseen: int
+    rss: int
+    swap: int
+    steady: bool
+
+    @property
+    def reclaimable(self) -> int:
+        """reclaimable_pt_bytes: empty and zero."""
+        return self.empty + (self.zero or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was measured, and what it was measured from."""
+
+    use: TableUse
+    maps: list[Map]
+    spans: Spans
+
+
+def pids() -> list[int]:
+    """Every process here, ascending."""
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+
+
+def scan(pid: int) -> Seen | None:
+    """Measure one process; None where it has no memory of its own (a kernel thread, a zombie).
+
+    NoSuchMm where there is no such process. NotSeen where there is, and it may not or cannot be looked at.
+    """
+    try:
+        return _scan(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise NoSuchMm(f"{pid}: no such process") from None
+    except PermissionError as error:
+        raise NotSeen(f"{pid}: {error.strerror}: its entries are for its owner and for CAP_SYS_PTRACE") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # its mm is gone meanwhile
+            return None
+        raise
+
+
+def _scan(pid: int) -> Seen | None:
+    start_time = _start_time(pid)
+    for _ in range(_ATTEMPTS):
+        before = procmem.read_status(pid)
+        if "VmPTE" not in before.kb:
+            return None
+        maps = procmem.read_maps(pid)
+        if not procmem.scan_abilities():
+            _check_readable(pid, maps)
+        entries = procmem.read_entries(pid, maps)
+        hidden = _hidden(pid, maps, before)
+        after = procmem.read_status(pid)
+        if after.kb.get("VmPTE") == before.kb["VmPTE"]:
+            break
+    if _start_time(pid) != start_time or "VmPTE" not in after.kb:
+        raise NoSuchMm(f"{pid}: ended while it was looked at")
+    spans, use = _tables(after.kb["VmPTE"] << 10, entries, hidden)
+    told = procmem.tells_zero_pages()
+    return Seen(
+        TableUse(
+            pid=pid,
+            start_time=start_time,
+            comm=after.name,
+            uid=after.uid,
+            cgroup=read_cgroup(pid),
+            vm_pte=after.kb["VmPTE"] << 10,
+            zero=int(spans.is_zero.sum()) * PAGE if told else None,
+            mixed=int(spans.is_mixed.sum()) * PAGE if told else None,
+            guard=int(spans.is_guarded.sum()) * PAGE,
+            rss=sum(after.kb.get(name, 0) for name in ("RssAnon", "RssFile", "RssShmem")) << 10,
+            swap=after.kb.get("VmSwap", 0) << 10,
+            steady=after.kb["VmPTE"] == before.kb["VmPTE"],
+            **use,
+        ),
+        maps,
+        spans,
+    )
+
+
+def _start_time(pid: int) -> int:
+    return int(procmem.read_stat(pid)[_STAT_STARTTIME])
+
+
+def read_cgroup(pid: int) -> str:
+    """Its cgroup's path: of v2 where it is in one, else of v1's memory controller; "" where there is none."""
+    found = ""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                number, controllers, path = line.rstrip("\n").split(":", 2)
+                if "memory" in controllers.split(","):
+                    return path
+                if number == "0":
+                    found = path
+    except OSError:
+        pass
+    return found
+
+
+def _check_readable(pid: int, maps: list[Map]) -> None:
+    size = sum(mapping.end - mapping.start for mapping in maps)
+    if size > READABLE_BYTES:
+        raise NotSeen(
+            f"{pid}: {size >> 40} TiB are mapped, and without PAGEMAP_SCAN (Linux 6.7) each page of them would be read"
+        )
+
+
+# ---- what pagemap does not show as it is -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    """huge_tlb: (start, end, bytes of a page) of hugetlb mappings, which have no PTE pages.
+
+    unseen: (start, end) of mappings that PAGEMAP_SCAN passes over (pagemap_scan_test_walk: VM_PFNMAP).
+    """
+
+    huge_tlb: list[tuple[int, int, int]]
+    unseen: list[tuple[int, int]]
+
+
+def _hidden(pid: int, maps: list[Map], status: procmem.Status) -> _Hidden:
+    """By smaps only where something in maps or status asks for it: smaps walks the tables."""
+    unseen = [(m.start, m.end) for m in maps if m.path.startswith("[vvar")]
+    devices = any(m.path.startswith(("/dev/", "anon_inode:")) and not m.path.startswith("/dev/shm/") for m in maps)  # noqa: S108
+    if not devices and not status.hugetlb_kb:
+        return _Hidden([], unseen)
+    flags = procmem.read_vm_flags(pid)
+    sizes = procmem.huge_tlb_sizes(pid) if status.hugetlb_kb else {}
+    huge_tlb = []
+    for mapping in maps:
+        has = flags.get(mapping.start, frozenset())
+        if "ht" in has:
+            huge_tlb.append((mapping.start, mapping.end, sizes.get(mapping.start, PAGE)))
+        elif "pf" in has and not mapping.path.startswith("[vvar"):
+            unseen.append((mapping.start, mapping.end))
+    return _Hidden(huge_tlb, unseen)
+
+
+def _tables(vm_pte: int, entries: Entries, hidden: _Hidden) -> tuple[Spans, dict[str, int]]:
+    """PTE pages with entries, and the bytes of tables: explained, deposited, empty, unseen."""
+    huge = (entries.categories & PAGE_IS_HUGE) != 0
+    tlb = np.zeros(len(huge), dtype=bool)
+    no_pmd = np.zeros(len(huge), dtype=bool)
+    for start, end, size in hidden.huge_tlb:
+        inside = (entries.start >= start) & (entries.end <= end)
+        tlb |= inside
+        no_pmd |= inside & (size >= 1 << GIB_SHIFT)
+    spans = count_spans(entries.where(~huge & ~tlb))
+    deposits = entries.where(huge & ~tlb & ((entries.categories & PAGE_IS_FILE) == 0))
+    deposited = PAGE * deposits.slots(SPAN_SHIFT)
+    upper = entries.where(~no_pmd).slots(GIB_SHIFT) + entries.slots(PGD_SHIFT)
+    explained = PAGE * (len(spans.number) + upper)
+    unexplained = max(0, vm_pte - explained - deposited)
+    unseen = min(unexplained, PAGE * _may_have(hidden.unseen, entries))
+    return spans, {
+        "explained": explained,
+        "deposited": deposited,
+        "empty": unexplained - unseen,
+        "unseen": unseen,
+    }
+
+
+def _may_have(ranges: list[tuple[int, int]], entries: Entries) -> int:
+    """Tables at most that mappings which are not seen have beyond those that entries explain."""
+    total = 0
+    for shift in (SPAN_SHIFT, GIB_SHIFT, PGD_SHIFT):
+        slots: set[int] = set()
+        for start, end in ranges:
+            slots.update(range(start >> shift, ((end - 1) >> shift) + 1))
+        first, last = entries.start >> shift, (entries.end - 1) >> shift
+        for slot in slots:
+            at = int(np.searchsorted(last, slot))
+            total += at == len(first) or int(first[at]) > slot
+    return total
+
+
+def count_spans(entries: Entries) -> Spans:
+    """What each PTE page of the runs (ascending, apart, none of a PMD entry) holds."""
+    if not len(entries.start):
+        return Spans(*(np.empty(0, dtype=np.int64) for _ in range(4)))
+    first, last = entries.start >> SPAN_SHIFT, (entries.end - 1) >> SPAN_SHIFT
+    pieces = last - first + 1
+    run = np.repeat(np.arange(len(first)), pieces)
+    ends = np.cumsum(pieces)
+    number = first[run] + np.arange(int(ends[-1])) - (ends - pieces)[run]
+    low = np.maximum(entries.start[run], number << SPAN_SHIFT)
+    high = np.minimum(entries.end[run], (number + 1) << SPAN_SHIFT)
+    pages = (high - low) // PAGE
+    begins = np.flatnonzero(np.concatenate(([True], number[1:] != number[:-1])))
+    categories = entries.categories[run]
+    guard = (categories & PAGE_IS_GUARD) != 0
+    zero = ~guard & ((categories & PAGE_IS_PFNZERO) != 0)
+    return Spans(number[begins], *(np.add.reduceat(pages * kind, begins) for kind in (zero, guard, ~zero & ~guard)))
+
+
+def scan_all(wanted: Sequence[int] | None = None) -> Iterator[Seen | NotSeen]:
+    """These processes, or None: every one that has memory; what is seen of each, or why it was not seen.
+
+    NoSuchMm where one that was asked for is not there, or has no memory; of all, those that end meanwhile are left out.
+    """
+    for pid in dict.fromkeys(wanted) if wanted is not None else pids():
+        try:
+            seen = scan(pid)
+        except NotSeen as error:
+            yield error
+            continue
+        except NoSuchMm:
+            if wanted is not None:
+                raise
+            continue
+        if seen is not None:
+            yield seen
+        elif wanted is not None:
+            raise NoSuchMm(f"{pid}: no memory of its own: a kernel thread, or a process that has ended")
