@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from pterefd.reenact.agent import (
@@ -328,7 +329,21 @@ class Execution:
     def _do_munlock(self, op: Op, process: Process) -> None:
         self._record(dict(op), process.ask(f"k {op['addr']:x} {op['len']:x}"))
 
+    def _finds_no_place(self, op: Op, process: Process) -> bool:
+        """Whether paging out would only unmap shared memory, for want of swap: a trace has no word for that."""
+        if op["advice"] != "pageout" or len(Path("/proc/swaps").read_text().splitlines()) > 1:
+            return False
+        for line in process.maps():
+            words = line.split()
+            start, end = (int(word, 16) for word in words[0].split("-"))
+            shmem = words[1][3] == "s" or "/memfd:" in line
+            if shmem and start < op["addr"] + op["len"] and op["addr"] < end:
+                return True
+        return False
+
     def _do_madvise(self, op: Op, process: Process) -> None:
+        if self._finds_no_place(op, process):
+            op = op | {"advice": "cold"}
         before = process.ask("s").runs if op["advice"] == "pageout" else []
         answer = process.ask(f"a {op['addr']:x} {op['len']:x} {ADVICE_NUMBER[op['advice']]:x}")
         if op["advice"] != "pageout":

@@ -16,7 +16,7 @@ class Tally:
     """Programs, checkpoints and programs that differ of one run: by setting of huge pages, by family.
 
     kernel: its release.  length: operations a program.  again: by setting, the programs that were run again, and
-    equal, since the kernel had refused to split a huge page.
+    equal: a folio had been held or locked for a moment.
     """
 
     kernel: str

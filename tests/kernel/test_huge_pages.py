@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pterefd.session.check import Difference
+
 from . import oracle
 from .cases import numbers_of
 from .execute import Machine
@@ -179,7 +181,8 @@ def test_only_what_a_refused_split_explains_is_run_again(
             with huge_page() as address, held(address):
                 split(address)
         verdict = check_rows(rows)
-        return Verdict(verdict.checkpoints, ["a difference"] if calls <= times else verdict.differences)
+        wrong = Difference("here", 1, "RssAnon", 1, 2)
+        return Verdict(verdict.checkpoints, [wrong] if calls <= times else verdict.differences)
 
     monkeypatch.setattr(oracle, "check_rows", checked)
     with huge_pages("madvise"):
