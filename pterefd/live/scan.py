@@ -32,6 +32,7 @@ from pterefd.live.procmem import (
 )
 
 I64 = npt.NDArray[np.int64]
+PAGE_SHIFT = 12
 PTRS_PER_PTE = 512
 _ATTEMPTS = 4  # until VmPTE is the same before and after the entries were read
 _STAT_STARTTIME = 22 - 3
@@ -247,10 +248,11 @@ def _tables(vm_pte: int, entries: Entries, hidden: _Hidden) -> tuple[Spans, dict
         inside = (entries.start >= start) & (entries.end <= end)
         tlb |= inside
         no_pmd |= inside & (size >= 1 << GIB_SHIFT)
-    spans = count_spans(entries.where(~huge & ~tlb))
+    small = ~huge & ~tlb
+    spans = count_spans(entries if small.all() else entries.where(small))
     deposits = entries.where(huge & ~tlb & ((entries.categories & PAGE_IS_FILE) == 0))
     deposited = PAGE * deposits.slots(SPAN_SHIFT)
-    upper = entries.where(~no_pmd).slots(GIB_SHIFT) + entries.slots(PGD_SHIFT)
+    upper = (entries.where(~no_pmd) if no_pmd.any() else entries).slots(GIB_SHIFT) + entries.slots(PGD_SHIFT)
     explained = PAGE * (len(spans.number) + upper)
     unexplained = max(0, vm_pte - explained - deposited)
     unseen = min(unexplained, PAGE * _may_have(hidden.unseen, entries))
@@ -280,19 +282,31 @@ def count_spans(entries: Entries) -> Spans:
     """What each PTE page of the runs (ascending, apart, none of a PMD entry) holds."""
     if not len(entries.start):
         return Spans(*(np.empty(0, dtype=np.int64) for _ in range(4)))
-    first, last = entries.start >> SPAN_SHIFT, (entries.end - 1) >> SPAN_SHIFT
-    pieces = last - first + 1
-    run = np.repeat(np.arange(len(first)), pieces)
+    number, pages, categories = _cut(entries)
+    begins = np.flatnonzero(np.concatenate(([True], number[1:] != number[:-1])))
+    all_pages = np.add.reduceat(pages, begins)
+    zero, guard = (
+        np.add.reduceat(np.where(mask, pages, 0), begins) if mask.any() else np.zeros(len(begins), dtype=np.int64)
+        for mask in (
+            (categories & (PAGE_IS_PFNZERO | PAGE_IS_GUARD)) == PAGE_IS_PFNZERO,
+            (categories & PAGE_IS_GUARD) != 0,
+        )
+    )
+    return Spans(number[begins], zero, guard, all_pages - zero - guard)
+
+
+def _cut(entries: Entries) -> tuple[I64, I64, I64]:
+    """The runs cut at the borders of spans: number of the span, pages, categories of each piece."""
+    number, last = entries.start >> SPAN_SHIFT, (entries.end - 1) >> SPAN_SHIFT
+    if np.array_equal(number, last):  # many short runs: the case that takes long
+        return number, (entries.end - entries.start) >> PAGE_SHIFT, entries.categories
+    pieces = last - number + 1
+    run = np.repeat(np.arange(len(number)), pieces)
     ends = np.cumsum(pieces)
-    number = first[run] + np.arange(int(ends[-1])) - (ends - pieces)[run]
+    number = number[run] + np.arange(int(ends[-1])) - (ends - pieces)[run]
     low = np.maximum(entries.start[run], number << SPAN_SHIFT)
     high = np.minimum(entries.end[run], (number + 1) << SPAN_SHIFT)
-    pages = (high - low) // PAGE
-    begins = np.flatnonzero(np.concatenate(([True], number[1:] != number[:-1])))
-    categories = entries.categories[run]
-    guard = (categories & PAGE_IS_GUARD) != 0
-    zero = ~guard & ((categories & PAGE_IS_PFNZERO) != 0)
-    return Spans(number[begins], *(np.add.reduceat(pages * kind, begins) for kind in (zero, guard, ~zero & ~guard)))
+    return number, (high - low) >> PAGE_SHIFT, entries.categories[run]
 
 
 def scan_all(wanted: Sequence[int] | None = None) -> Iterator[Seen | NotSeen]:

@@ -1,8 +1,9 @@
 """A process whose page-table memory is known by construction: it does what it is told, a line at a time.
 
-    touch ADDRESS PAGES STEP | read ADDRESS PAGES STEP | advise ADDRESS BYTES ADVICE | quit
+    touch ADDRESS PAGES STEP | read ADDRESS PAGES STEP | advise ADDRESS BYTES ADVICE | huge ADDRESS | quit
 
-Pages of 4096 bytes, every STEP-th of them. Prints the address of its arena, aligned to 1 GiB, then `ok` for each line.
+Pages of 4096 bytes, every STEP-th of them; no huge pages before `huge`. Prints the address of its arena, aligned to
+1 GiB, then `ok` for each line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import mmap
 import sys
 
 ARENA = 3 << 30
+PR_SET_THP_DISABLE = 41
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -19,6 +21,7 @@ libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def main() -> None:
+    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
     start = libc.mmap(None, ARENA, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
     arena = -(-start // (1 << 30)) * (1 << 30)
@@ -28,6 +31,10 @@ def main() -> None:
         values = [int(number) for number in numbers]
         if word == "quit":
             return
+        if word == "huge":
+            libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+            print("ok", flush=True)
+            continue
         if word == "advise":
             if libc.madvise(*values):
                 raise OSError(ctypes.get_errno(), line)

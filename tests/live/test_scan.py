@@ -26,11 +26,13 @@ from tests.kernel.hugepages import huge_pages
 from tests.kernel.oracle import encode
 from tests.kernel.swapfile import swap_file
 from tests.live.conftest import MIB, PAGE, SPAN, Asked, Grower
+from tests.systemd.installed import NOBODY
 
 pytestmark = pytest.mark.kernel
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 MADV_GUARD_INSTALL = 102
+BATCH = 31  # pages of a CPU's folio_batch, of which the kernel has not counted all yet
 KINDS = ("empty", "zero", "mixed", "guard", "deposited", "explained", "unseen")
 
 
@@ -84,6 +86,7 @@ def test_huge_pages_keep_a_pte_page_each(grower: Grower) -> None:
     grower.do("touch", 0, 1, 1)
     before = seen(grower.pid).use
     with huge_pages("madvise"):
+        grower.do("huge", 0)
         grower.do("advise", 4 * SPAN, 20 * SPAN, mmap.MADV_HUGEPAGE)
         grower.do("touch", 4 * SPAN, 4 * 512, 512)
         assert growth(before, grower.pid) == {"deposited": 4}
@@ -190,14 +193,21 @@ def test_what_is_not_there_and_what_has_no_memory() -> None:
 
 def test_others_are_not_seen_without_rights() -> None:
     """As nobody, on a process of root: what is asked for is said to be not seen, and why."""
-    code = (
-        "import os\nos.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
-        f"from pterefd.live.scan import scan\nscan({os.getpid()})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert re.search(
-        r"NotSeen: \d+: Permission denied: its entries are for its owner and for CAP_SYS_PTRACE", done.stderr
-    )
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        try:
+            scan(os.getppid())
+        except NotSeen as error:
+            os.write(write_end, str(error).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(write_end)
+    with open(read_end) as file:
+        assert file.read() == f"{os.getpid()}: Permission denied: its entries are for its owner and for CAP_SYS_PTRACE"
 
 
 def test_too_much_to_read_without_pagemap_scan(grower: Grower, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +257,9 @@ def test_causes_are_named_with_what_they_cost(grower: Grower) -> None:
     start = grower.arena + 50 * SPAN
     assert after["zero"].places[0] == (start, start + 8 * SPAN)
     assert after["guard"].bytes == PAGE
-    assert after["lazyfree"].why.startswith("2048 kB were given back with MADV_FREE")
+    lazy = re.match(r"(\d+) kB were given back with MADV_FREE", after["lazyfree"].why)
+    assert lazy is not None
+    assert 2048 - 4 * BATCH <= int(lazy[1]) <= 2048
     assert after["empty"].why.startswith("pages were given back in pieces smaller than 2 MiB")
 
 
