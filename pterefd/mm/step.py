@@ -30,6 +30,7 @@ from pterefd.engine.layout import (
     P_ENT,
     PAGE,
     PAGE_SHIFT,
+    PMD_ORDER,
     SPAN,
     SPAN_SHIFT,
     T_DROP,
@@ -80,7 +81,7 @@ from pterefd.mm.events import (
 )
 from pterefd.mm.fault import fault_page, fault_range, mapping_for, next_mapped
 from pterefd.mm.files import note_cache, truncate
-from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
+from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE, allowed_orders
 from pterefd.mm.overcommit import may_grow_heap, may_map, may_resize, refuse, strict_flags
 from pterefd.mm.populate import ENOMEM, mlock, mprotect, munlock
 from pterefd.mm.remap import brk, mmap, mremap, mremap_failed, vm_flags
@@ -254,7 +255,9 @@ def _plain_mapping(s, m, addr):
     v = vma_record(s, m, k)
     flags = s.vma[v, V_FLAGS]
     plain = flags & (VM_READ | VM_WRITE) == VM_READ | VM_WRITE and not flags & VM_HUGETLB
-    return v if plain and s.vma[v, V_OBJ] < 0 and s.vma[v, V_ANON] else 0
+    if not plain or s.vma[v, V_OBJ] >= 0 or not s.vma[v, V_ANON]:
+        return 0
+    return 0 if allowed_orders(s, m, v) & ((1 << PMD_ORDER) - 1) else v  # blocks: neighbours have a say
 
 
 @kernel

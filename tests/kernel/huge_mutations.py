@@ -369,4 +369,11 @@ HUGE_CHANGES = (
         about="a whole run is paged out by the exact count of mappings",
         shown_by="blocks: PAGEOUT of a whole block counts its mappings",
     ),
+    Change(
+        "mm.step",
+        "    return 0 if allowed_orders(s, m, v) & ((1 << PMD_ORDER) - 1) else v",
+        "    return v",
+        about="a block is also made where faults follow each other",
+        shown_by="block-behind-other-faults",
+    ),
 )
