@@ -11,7 +11,9 @@ import pytest
 from pterefd.errors import NoSuchMm
 from pterefd.host.memory import Memory
 from pterefd.procfs.root import proc_tree
+from pterefd.procfs.stat import exe
 from pterefd.procfs.tree import Tree
+from tests.build import run
 from tests.house import AT, MIB, SPAN, Event, exec_, fault, house, mmap, spans
 
 STACK = 0x7FFF00000000
@@ -178,3 +180,31 @@ def test_an_mm_that_ends_under_a_walk(tmp_path: Path) -> None:
     here.host.take_away(4)
     with pytest.raises(NoSuchMm):
         opened.read(100, 0)
+
+
+# -- a pid that comes again -----------------------------------------------------------------------
+
+
+def test_an_open_file_stays_that_processes_own(tmp_path: Path) -> None:
+    """The kernel keeps struct pid: ESRCH once the process is gone, whoever has its number now. exec changes nothing."""
+    built = house(tmp_path, [exec_(1, "parent"), {"op": "fork", "pid": 1, "child": 2}])
+    tree = proc_tree(built.faces)
+    files = {path: tree.open(f"/2/{path}", os.O_RDWR) for path in ("oom_score_adj", "comm", "status", "task/2/stat")}
+    run(built.host, ("exec", 2, 0, 0, {"comm": "same"}))
+    assert files["comm"].read(100, 0) == b"same\n"
+    run(built.host, ("exit", 2), ("fork", 1, 0, 0, 2))
+    assert read(tree, "/2/comm") == "parent\n"
+    for opened in files.values():
+        with pytest.raises(ProcessLookupError):
+            opened.read(100, 0)
+    with pytest.raises(ProcessLookupError):
+        files["oom_score_adj"].write(b"-1000", 0)
+    assert read(tree, "/2/oom_score_adj") == "0\n"
+
+
+def test_the_program_of_a_process_that_is_gone_is_not_there(tmp_path: Path) -> None:
+    """proc_exe_link answers ENOENT, where other files say ESRCH."""
+    faces = house(tmp_path, [exec_(1, "parent")]).faces
+    assert exe(faces, 1) == "/"
+    with pytest.raises(FileNotFoundError):
+        exe(faces, 2)
