@@ -40,6 +40,7 @@ RANK = {
     "mounthelper": 7,
     "reload": 7,
     "shell": 7,
+    "top": 7,
     "daemon": 8,
     "doctor": 8,
     "cli": 9,
@@ -52,7 +53,7 @@ ONLY_IN = {
     # loops of its own, far from the engine.
     "numba": ("pterefd/engine/jit.py", "pterefd/engine/state.py", "pterefd/source/record/perfdata.py"),
     "click": ("pterefd/cli/",),
-    "rich": ("pterefd/cli/", "pterefd/doctor.py", "pterefd/statusline.py", "pterefd/source/info.py"),
+    "rich": ("pterefd/cli/", "pterefd/doctor.py", "pterefd/statusline.py", "pterefd/source/info.py", "pterefd/top/"),
     "fuse": ("pterefd/procfs/fuse_impl.py",),  # the binding is chosen in one place
     "mfusepy": ("pterefd/procfs/fuse_impl.py",),
     "fusepy": ("pterefd/procfs/fuse_impl.py",),

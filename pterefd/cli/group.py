@@ -33,6 +33,7 @@ COMMANDS = (
     "run",
     "shell",
     "scan",
+    "top",
     "plugins",
     "doctor",
 )

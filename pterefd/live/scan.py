@@ -141,7 +141,7 @@ def scan(pid: int) -> Seen | None:
 
 
 def _scan(pid: int) -> Seen | None:
-    start_time = _start_time(pid)
+    began = start_time(pid)
     for _ in range(_ATTEMPTS):
         before = procmem.read_status(pid)
         if "VmPTE" not in before.kb:
@@ -154,14 +154,14 @@ def _scan(pid: int) -> Seen | None:
         after = procmem.read_status(pid)
         if after.kb.get("VmPTE") == before.kb["VmPTE"]:
             break
-    if _start_time(pid) != start_time or "VmPTE" not in after.kb:
+    if start_time(pid) != began or "VmPTE" not in after.kb:
         raise NoSuchMm(f"{pid}: ended while it was looked at")
     spans, use = _tables(after.kb["VmPTE"] << 10, entries, hidden)
     told = procmem.tells_zero_pages()
     return Seen(
         TableUse(
             pid=pid,
-            start_time=start_time,
+            start_time=began,
             comm=after.name,
             uid=after.uid,
             cgroup=read_cgroup(pid),
@@ -179,7 +179,8 @@ def _scan(pid: int) -> Seen | None:
     )
 
 
-def _start_time(pid: int) -> int:
+def start_time(pid: int) -> int:
+    """When it began, in clock ticks after boot: with its pid, what tells it from any other."""
     return int(procmem.read_stat(pid)[_STAT_STARTTIME])
 
 

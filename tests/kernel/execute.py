@@ -329,20 +329,26 @@ class Execution:
     def _do_munlock(self, op: Op, process: Process) -> None:
         self._record(dict(op), process.ask(f"k {op['addr']:x} {op['len']:x}"))
 
-    def _finds_no_place(self, op: Op, process: Process) -> bool:
-        """Whether paging out would only unmap shared memory, for want of swap: a trace has no word for that."""
-        if op["advice"] != "pageout" or len(Path("/proc/swaps").read_text().splitlines()) > 1:
+    def _has_no_word(self, op: Op, process: Process) -> bool:
+        """Whether a trace has no word for what advice would do, which the generator knows only roughly.
+
+        Paging out shared memory for which there is no swap unmaps it, no more. A hole in a file on disk is filled by
+        readahead, in folios of any size.
+        """
+        swaps = len(Path("/proc/swaps").read_text().splitlines()) > 1
+        if op["advice"] != "remove" and (op["advice"] != "pageout" or swaps):
             return False
         for line in process.maps():
             words = line.split()
             start, end = (int(word, 16) for word in words[0].split("-"))
-            shmem = words[1][3] == "s" or "/memfd:" in line
-            if shmem and start < op["addr"] + op["len"] and op["addr"] < end:
+            shmem = len(words) > 5 and words[5].startswith(("/memfd:", "/dev/zero"))
+            disk = len(words) > 5 and not shmem and words[1][3] == "s"
+            if start < op["addr"] + op["len"] and op["addr"] < end and (disk if op["advice"] == "remove" else shmem):
                 return True
         return False
 
     def _do_madvise(self, op: Op, process: Process) -> None:
-        if self._finds_no_place(op, process):
+        if self._has_no_word(op, process):
             op = op | {"advice": "cold"}
         before = process.ask("s").runs if op["advice"] == "pageout" else []
         answer = process.ask(f"a {op['addr']:x} {op['len']:x} {ADVICE_NUMBER[op['advice']]:x}")

@@ -25,7 +25,7 @@ from tests.kernel.generate import generate
 from tests.kernel.hugepages import huge_pages
 from tests.kernel.oracle import encode
 from tests.kernel.swapfile import swap_file
-from tests.live.conftest import MIB, PAGE, SPAN, Asked, Grower
+from tests.live.grower_process import MIB, PAGE, SPAN, Asked, Grower
 from tests.systemd.installed import NOBODY
 
 pytestmark = pytest.mark.kernel

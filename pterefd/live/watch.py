@@ -1,0 +1,122 @@
+"""Running processes looked at again and again within a budget of CPU time: the largest first, the unchanged less often.
+
+A look at the list of processes is cheap: pid, start time, VmPTE. A scan of one costs what its entries cost. What is
+known of a process is as old as its last scan, and says so; a process that takes a pid anew is another one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from pterefd.errors import NoSuchMm
+from pterefd.live import procmem
+from pterefd.live.scan import NotSeen, TableUse, pids, scan, start_time
+
+DEFAULT_BUDGET = 0.01  # of a core
+_SAVED_SECONDS = 2.0  # of wall time, whose budget may be used at once
+_AGAIN_SECONDS = 1.0  # until the next scan of a process that has changed; doubled while it does not
+_SELDOM_SECONDS = 64.0
+
+Identity = tuple[int, int]  # pid, start time
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One process. use: as of the last scan, None before the first or where it may not be seen.  at: when that was.
+
+    vm_pte: bytes, as of the last look.  why: it is not seen.
+    """
+
+    pid: int
+    vm_pte: int
+    use: TableUse | None = None
+    at: float = 0.0
+    why: str = ""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """When a process is due. scanned: VmPTE at its last scan, -1 before."""
+
+    due: float = 0.0
+    pause: float = _AGAIN_SECONDS
+    scanned: int = -1
+
+
+class Watch:
+    """The processes of this machine, or those that are wanted. look() is to be called every second or so."""
+
+    def __init__(
+        self,
+        budget: float = DEFAULT_BUDGET,
+        wanted: Callable[[int, procmem.Status], bool] = lambda _pid, _status: True,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """budget: CPU seconds for each second.  wanted: of a pid and its status.  spent: CPU seconds of this thread."""
+        self._budget = budget
+        self._wanted = wanted
+        self._clock = clock
+        self._spent = spent
+        self._left = budget * _SAVED_SECONDS
+        self._looked = clock()
+        self._turns: dict[Identity, _Turn] = {}
+        self.processes: dict[Identity, Watched] = {}
+
+    def look(self) -> None:
+        """See who is there, and scan those that are due while the budget lasts."""
+        now, began = self._clock(), self._spent()
+        self._left = min(self._left + self._budget * (now - self._looked), self._budget * _SAVED_SECONDS)
+        self._looked = now
+        self._list(now)
+        for identity in self._due(now):
+            if self._spent() - began >= self._left:
+                break
+            self._scan(identity, now)
+        self._left -= self._spent() - began
+
+    def _list(self, now: float) -> None:
+        """Take in who has come, leave out who has gone, note who has changed."""
+        there: set[Identity] = set()
+        for pid in pids():
+            try:
+                status = procmem.read_status(pid)
+                if "VmPTE" not in status.kb or not self._wanted(pid, status):
+                    continue
+                identity = (pid, start_time(pid))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            there.add(identity)
+            vm_pte = status.kb["VmPTE"] << 10
+            turn = self._turns.setdefault(identity, _Turn(due=now))
+            if turn.scanned not in (-1, vm_pte):
+                turn.due, turn.pause = min(turn.due, now), _AGAIN_SECONDS
+            known = self.processes.get(identity, Watched(pid, vm_pte))
+            self.processes[identity] = replace(known, vm_pte=vm_pte)
+        for gone in self._turns.keys() - there:
+            del self._turns[gone], self.processes[gone]
+
+    def _due(self, now: float) -> Iterable[Identity]:
+        """Who is to be scanned, the largest VmPTE first; who has never been comes before who has."""
+        due = [identity for identity, turn in self._turns.items() if turn.due <= now]
+        return sorted(due, key=lambda each: (self._turns[each].scanned != -1, -self.processes[each].vm_pte))
+
+    def _scan(self, identity: Identity, now: float) -> None:
+        turn, known = self._turns[identity], self.processes[identity]
+        try:
+            seen = scan(identity[0])
+        except NoSuchMm:
+            return
+        except NotSeen as error:
+            self.processes[identity] = replace(known, why=str(error))
+            turn.due = now + _SELDOM_SECONDS
+            return
+        if seen is None or seen.use.start_time != identity[1]:
+            return
+        same = known.use is not None and replace(seen.use, rss=0, swap=0) == replace(known.use, rss=0, swap=0)
+        turn.pause = min(2 * turn.pause, _SELDOM_SECONDS) if same else _AGAIN_SECONDS
+        turn.due, turn.scanned = now + turn.pause, seen.use.vm_pte
+        self.processes[identity] = replace(known, use=seen.use, at=now, why="")

@@ -1,0 +1,165 @@
+"""Where the view's numbers come from: a mounted tree, or this machine's own processes."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from pterefd.errors import Missing
+from pterefd.live.procmem import Status
+from pterefd.live.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A process, sizes in bytes. key: tells it from others of its pid, too.  age: seconds since it was measured."""
+
+    key: tuple[int, int]
+    comm: str
+    vm_pte: int
+    reclaimable: int
+    empty: int
+    zero: int
+    mixed: int
+    rss: int
+    age: float = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self.key[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """rows: those with most to give back, most first.  The sums are over all processes.  waiting: not measured yet."""
+
+    rows: list[Row]
+    processes: int
+    vm_pte: int
+    reclaimable: int
+    waiting: int = 0
+    not_seen: int = 0
+
+
+class Source(Protocol):
+    """Somewhere processes are."""
+
+    title: str
+
+    def snapshot(self, most: int) -> Snapshot:
+        """As it is now, with at most so many rows. Missing where it is gone."""
+
+    def free(self, row: Row) -> str:
+        """Give back what a process has; what came of it, as a line."""
+
+
+class Mounted:
+    """The processes of a mounted tree."""
+
+    def __init__(self, point: str) -> None:
+        self._point = point
+        self.title = point
+
+    def snapshot(self, most: int) -> Snapshot:
+        """Reads two files of each process, and three more of each that is shown."""
+        try:
+            os.stat(f"{self._point}/sys/pterefd")
+            names = [name for name in os.listdir(self._point) if name.isdecimal()]
+        except OSError:
+            raise Missing(f"{self._point}: the pterefd that was mounted there is gone") from None
+        found: list[tuple[int, int, dict[str, str]]] = []
+        for name in names:
+            with suppress(OSError, ValueError):  # gone meanwhile
+                found.append((self._number(name, "reclaimable_pt_bytes"), int(name), self._status(name)))
+        shown = heapq.nlargest(most, found, key=lambda each: (each[0], -each[1]))
+        return Snapshot(
+            [row for row in (self._row(*each) for each in shown) if row is not None],
+            len(found),
+            sum(_kb(status, "VmPTE") for _, _, status in found),
+            sum(reclaimable for reclaimable, _, _ in found),
+        )
+
+    def _row(self, reclaimable: int, pid: int, status: dict[str, str]) -> Row | None:
+        try:
+            empty, zero, mixed = (self._number(pid, f"pt_reclaim/{kind}_bytes") for kind in ("empty", "zero", "mixed"))
+        except (OSError, ValueError):
+            return None
+        comm = status.get("Name", "")
+        return Row((pid, 0), comm, _kb(status, "VmPTE"), reclaimable, empty, zero, mixed, _kb(status, "VmRSS"))
+
+    def _number(self, pid: str | int, name: str) -> int:
+        with open(f"{self._point}/{pid}/{name}", encoding="ascii") as file:
+            return int(file.read())
+
+    def _status(self, pid: str) -> dict[str, str]:
+        with open(f"{self._point}/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+    def free(self, row: Row) -> str:
+        """By sys/vm/free_ptes, as anybody would."""
+        try:
+            before = self._number(row.pid, "reclaimable_pt_bytes")
+            with open(f"{self._point}/sys/vm/free_ptes", "w", encoding="ascii") as file:
+                file.write(str(row.pid))
+            after = self._number(row.pid, "reclaimable_pt_bytes")
+        except OSError as error:
+            return f"{row.pid} {row.comm}: {error.strerror}"
+        return f"{row.pid} {row.comm}: freed {(before - after) >> 10} kB of page tables"
+
+
+class Live:
+    """This machine's own processes, scanned within a budget."""
+
+    def __init__(self, budget: float) -> None:
+        self._watch = Watch(budget, self._note)
+        self._status: dict[int, Status] = {}
+        self.title = "this machine"
+
+    def _note(self, pid: int, status: Status) -> bool:
+        self._status[pid] = status
+        return True
+
+    def snapshot(self, most: int) -> Snapshot:
+        """Scans who is due."""
+        self._status.clear()
+        self._watch.look()
+        now = time.monotonic()
+        known = self._watch.processes
+        rows = [
+            Row(
+                key,
+                self._status[key[0]].name,
+                each.vm_pte,
+                each.use.reclaimable,
+                each.use.empty,
+                each.use.zero or 0,
+                each.use.mixed or 0,
+                each.use.rss,
+                now - each.at,
+            )
+            for key, each in known.items()
+            if each.use is not None and not each.why
+        ]
+        not_seen = sum(bool(each.why) for each in known.values())
+        return Snapshot(
+            heapq.nlargest(most, rows, key=lambda row: (row.reclaimable, row.vm_pte, -row.pid)),
+            len(known),
+            sum(each.vm_pte for each in known.values()),
+            sum(row.reclaimable for row in rows),
+            len(known) - len(rows) - not_seen,
+            not_seen,
+        )
+
+    def free(self, row: Row) -> str:
+        """Running processes are looked at and left alone."""
+        return f"{row.pid} {row.comm}: only looked at, as it is no simulated process; scan --explain says what helps"
+
+
+def _kb(status: dict[str, str], key: str) -> int:
+    """Bytes of a line such as `VmPTE:  12 kB`; 0 where there is none."""
+    value = status.get(key)
+    return int(value.split()[0]) << 10 if value else 0
