@@ -236,6 +236,18 @@ def test_check_finds_a_difference(pterefd: Run, small: Path) -> None:
     assert pterefd("replay", "--check", "--tolerance", "VmPTE=60%", small).returncode == 0
 
 
+def test_check_says_where_only_large_folios_differ(pterefd: Run, small: Path) -> None:
+    """The comparison is as strict as ever, and its last line the same; beside it stands what to do."""
+    small.write_text(SMALL_TRACE.replace('"VmPTE": 16, "RssAnon": 4096', '"VmPTE": 16, "RssFile": 64'))
+    result = pterefd("replay", "--check", small)
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == f"{small}: 2 checkpoints, 1 differ"
+    said = f"pterefd: {small}: only RssFile differs: large folios of files, see docs/exactness.md; "
+    assert result.stderr == said + "--fields VmPTE,RssAnon,RssShmem,VmSwap leaves them out\n"
+    advised = pterefd("replay", "--check", "--fields", "VmPTE,RssAnon,RssShmem,VmSwap", small)
+    assert (advised.returncode, advised.stderr) == (0, "")
+
+
 def test_every_file_is_tried(pterefd: Run, small: Path) -> None:
     result = pterefd("replay", "--check", "nothing.jsonl", small)
     assert result.returncode == 2
