@@ -117,6 +117,19 @@ def test_the_table(comparison: Comparison) -> None:
     assert "Expected, and about no run: lost == 0: DOES NOT HOLD" in lines
 
 
+def test_what_was_expected_is_shown_in_the_units_of_its_condition() -> None:
+    shown = [
+        held.shown()
+        for held in (
+            Held("", 1, 4_063_232, True, True),
+            Held("", 1, 1_234_567, True),
+            Held("", 1, 0.25, True),
+            Held("", 1, None, False),
+        )
+    ]
+    assert shown == ["3.88 MiB", "1234567", "0.25", "-"]
+
+
 def test_markdown_is_a_table_of_its_own_for_each_question(comparison: Comparison) -> None:
     text = render_markdown(comparison)
     assert "| 2 | rfc-2022 | watermark+pre_oom | largest_first | 64 MiB | 0 |" in text.splitlines()
