@@ -202,9 +202,27 @@ def test_labels_of_a_picture_lie_inside_it_and_apart(comparison: Comparison) -> 
     assert [text.get_text() for text in texts] == [
         "kill: victim0, victim1, victim2",
         "kill: victim3",
-        "min, low, high",
+        "high 1.01 MiB\nlow 1 MiB\nmin 1 MiB",
     ]
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
+    assert all(box.y0 > figure.axes[0].bbox.y1 for box in boxes[:2])  # clear of the curves
+    assert boxes[2].x0 > figure.axes[2].bbox.x1
+
+
+def test_kills_one_after_the_other_have_rows_of_labels(comparison: Comparison) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    first = comparison.results[0]
+    killed = tuple(Killed(n * 100_000_000, n, f"a-long-name-{n}", "") for n in range(21))
+    series = replace(first.series, time_ns=[0, 2_000_000_000])
+    comparison.results = [replace(first, outcome=replace(first.outcome, killed=killed), series=series)]
+    figure = draw(comparison)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert len(boxes) == 21
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
 
