@@ -62,7 +62,7 @@ $(VENV)/.stamp-self: pyproject.toml pterefd/__init__.py $(VENV)/.stamp-lock
 
 # What is compiled is kept in the user's cache directory, so the daemon's first start is as fast as the others.
 $(VENV)/.stamp-warm: $(VENV)/.stamp-self $(wildcard pterefd/engine/*.py pterefd/mm/*.py pterefd/host/*.py) | packages
-	@echo "setup: compiling the kernels"
+	@echo "setup: compiling the kernels (once, two to three minutes)"
 	@$(BIN)/python -c 'from pterefd.host.warm import warm; warm()'
 	@touch $@
 

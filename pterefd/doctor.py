@@ -194,6 +194,37 @@ def _cgroups() -> Row:
     return Row("cgroups", " and ".join(versions) or "none", OK)
 
 
+# ---- what single commands need -------------------------------------------------------------------
+
+
+def _compiler() -> Row:
+    found = shutil.which("gcc")
+    if found is None:
+        return Row("gcc", "not installed", WARN, "apt install gcc libc6-dev: `reenact` and `calibrate` need it")
+    return Row("gcc", found, OK)
+
+
+def _qemu() -> Row:
+    from pterefd.reenact.guest import QEMU
+
+    found = shutil.which(QEMU)
+    if found is None:
+        return Row("qemu", "not installed", WARN, "apt install qemu-system-x86: `reenact --kernel` needs it")
+    return Row("qemu", found, OK)
+
+
+def _user_namespaces() -> Row:
+    from pterefd import shell
+
+    if shell.works_without_root():
+        return Row("user namespaces", "allowed", OK)
+    advice = (
+        "`shell` takes root: user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns or a container forbids them"
+    )
+    return Row("user namespaces", "not allowed", WARN, advice)
+
+
 # ---- this program --------------------------------------------------------------------------------
 
 
@@ -226,6 +257,9 @@ _CHECKS: tuple[Callable[[], Row], ...] = (
     _fuse_library,
     _fusermount,
     _cgroups,
+    _compiler,
+    _qemu,
+    _user_namespaces,
     _python,
     _kernel_cache,
 )

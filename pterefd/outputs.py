@@ -28,7 +28,8 @@ def check(path: Path, *, force: bool, ending: str | None = None, inputs: Iterabl
     """Whether a file may be written, asked before the work is done whose outcome it is to hold. BadInput.
 
     force: an existing file is replaced.  ending: of the format that is written; a name that says another one is
-    refused, one that says none is not.  inputs: what is read; none of them is replaced, force or not.
+    refused, one that says none is not. Parquet is stricter: its name ends so, or has no ending.  inputs: what is read;
+    none of them is replaced, force or not.
     """
     for source in inputs:
         refuse_same(source, path)
@@ -39,9 +40,15 @@ def check(path: Path, *, force: bool, ending: str | None = None, inputs: Iterabl
 
 def refuse_other_format(path: Path, ending: str) -> None:
     """BadInput: the name says that another format is in the file than the one of `ending`."""
-    said = FORMATS.get(path.suffix.lower())
-    if said not in (None, FORMATS[ending]):
-        raise BadInput(f"{path}: what is written is {FORMATS[ending]}, not {said}: its name should end in {ending}")
+    suffix = path.suffix.lower()
+    said = FORMATS.get(suffix)
+    # What is neither text nor known by another ending (x.txt, x.trace) would be opened by the wrong program.
+    binary = ending == ".parquet"
+    if said == FORMATS[ending] or (said is None and not (binary and suffix)):
+        return
+    written = FORMATS[ending] if said is None else f"{FORMATS[ending]}, not {said}"
+    hint = " (`pterefd export` makes JSON Lines of it)" if binary else ""
+    raise BadInput(f"{path}: what is written is {written}: its name should end in {ending}{hint}")
 
 
 def refuse_same(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import re
 
 from pterefd.errors import BadInput
 
+_PID = re.compile(r"[1-9][0-9]{0,9}")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z%]*)")
 
 # /proc says kB and means 1024 bytes, and so does everybody who copies a value from there.
@@ -51,6 +52,13 @@ def shown_size(nbytes: float) -> str:
     if not nbytes:
         return "0"
     return f"{number:.3g} {unit}" if abs(number) < 100 else f"{number:.0f} {unit}"
+
+
+def pid(text: str) -> int:
+    """A process's number, from 1 on."""
+    if _PID.fullmatch(text) is None:
+        raise BadInput(f"{text!r} is no pid")
+    return int(text)
 
 
 def speed(text: str) -> float | None:

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,8 @@ EXIT_NOT_FOUND = 127
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+NOBODY = 65534
 HANDED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 THREAD_SECONDS = 2.0
 OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)  # these reach the command by themselves
@@ -102,6 +105,31 @@ def run(point: str, argv: Sequence[str]) -> int:
 
 
 # -- namespaces ------------------------------------------------------------------------------------
+
+
+def works_without_root() -> bool:
+    """Whether a user without rights gets the namespaces that `run` needs: tried, by a child that does nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the child only makes system calls
+        pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    try:
+        if os.geteuid() == 0:
+            _become_nobody()
+        _new_namespaces()
+        _mount(None, "/", MS_REC | MS_SLAVE)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    # Who changed his user may not be dumped, and then does not own his /proc/self.
+    _libc.prctl(PR_SET_DUMPABLE, 1)
 
 
 def _new_namespaces() -> None:

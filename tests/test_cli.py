@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -122,6 +123,11 @@ assert "numba" not in sys.modules
         (["record", "-o", "x.parquet", "-p", "1", "--", "true"], "-p PID"),
         (["record", "--", "true"], "-o FILE"),
         (["record", "-o", "x.parquet", "--checkpoint-every", "soon", "--", "true"], "'soon'"),
+        (["record", "-o", "x.parquet", "-p", "abc"], "'abc' is no pid"),
+        (["record", "-o", "x.parquet", "-p", "0"], "'0' is no pid"),
+        (["scan", "abc"], "'abc' is no pid"),
+        (["compare", "x.toml", "--format", "mail", "--json"], "--json is a form of its own: leave --format out"),
+        (["plugins", "check", "."], ".: is a directory: name a plugin file in it"),
         (["record", "-o", "x.parquet", "--thp", "sometimes", "--", "true"], "sometimes"),
         (["replay", "x.parquet", "--fields", "VmPTE"], "--check"),
         (["replay", "x.parquet", "--check", "--tolerance", "VmPTE"], "VmPTE"),
@@ -236,6 +242,18 @@ def test_check_finds_a_difference(pterefd: Run, small: Path) -> None:
     assert pterefd("replay", "--check", "--tolerance", "VmPTE=60%", small).returncode == 0
 
 
+def test_check_says_where_only_large_folios_differ(pterefd: Run, small: Path) -> None:
+    """The comparison is as strict as ever, and its last line the same; beside it stands what to do."""
+    small.write_text(SMALL_TRACE.replace('"VmPTE": 16, "RssAnon": 4096', '"VmPTE": 16, "RssFile": 64'))
+    result = pterefd("replay", "--check", small)
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == f"{small}: 2 checkpoints, 1 differ"
+    said = f"pterefd: {small}: only RssFile differs: large folios of files, see docs/exactness.md; "
+    assert result.stderr == said + "--fields VmPTE,RssAnon,RssShmem,VmSwap leaves them out\n"
+    advised = pterefd("replay", "--check", "--fields", "VmPTE,RssAnon,RssShmem,VmSwap", small)
+    assert (advised.returncode, advised.stderr) == (0, "")
+
+
 def test_every_file_is_tried(pterefd: Run, small: Path) -> None:
     result = pterefd("replay", "--check", "nothing.jsonl", small)
     assert result.returncode == 2
@@ -251,12 +269,32 @@ def test_record_ends_as_its_command_does(pterefd: Run, tmp_path: Path, command: 
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
-def test_the_recorders_own_failures_are_125(pterefd: Run, tmp_path: Path) -> None:
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("output", "reason"), [("out.parquet", "exists already (--force"), ("no/out.parquet", "cannot be written: No such")]
+)
+def test_an_output_that_cannot_be_is_bad_usage(pterefd: Run, tmp_path: Path, output: str, reason: str) -> None:
     (tmp_path / "out.parquet").write_text("precious")
-    result = pterefd("record", "-o", "out.parquet", "--", "true")
-    assert result.returncode == 125
-    assert "--force" in one_line(result.stderr)
+    result = pterefd("record", "-o", output, "--", "touch", "ran")
+    assert result.returncode == 2
+    assert reason in one_line(result.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
     assert (tmp_path / "out.parquet").read_text() == "precious"
+
+
+def test_the_recorders_own_failures_are_125(pterefd: Run, tmp_path: Path) -> None:
+    result = pterefd("record", "-o", "out.parquet", "--", "true", env={**os.environ, "PATH": "/nowhere"})
+    assert result.returncode == 125
+    assert "perf" in one_line(result.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.kernel
+def test_an_output_that_is_there_only_afterwards_is_the_recorders_failure(pterefd: Run, tmp_path: Path) -> None:
+    result = pterefd("record", "-o", "out.parquet", "--", "touch", "out.parquet")
+    assert result.returncode == 125
+    assert "exists already" in one_line(result.stderr)
+    assert (tmp_path / "out.parquet").read_text() == ""
 
 
 # -- pipes and signals ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -94,10 +95,14 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
     """Starts a daemon on `mnt` and waits until it says that it is mounted."""
     running: list[Running] = []
 
-    def start(*args: str | Path, trace: Path | None = None, text: str = "", events: Any = HELD) -> Running:
+    def start(
+        *args: str | Path, trace: Path | None = None, text: str = "", events: Any = HELD, whole: str | None = None
+    ) -> Running:
+        """text: of the configuration, behind what is usual here. whole: all of it."""
         path = trace or write_trace(tmp_path / "trace.jsonl", events)
         settings = tmp_path / "pterefd.toml"
-        settings.write_text(f"daemon.mount = '{mnt}'\nmetrics.address = '127.0.0.1:0'\nreplay.speed = 'max'\n{text}\n")
+        usual = f"daemon.mount = '{mnt}'\nmetrics.address = '127.0.0.1:0'\nreplay.speed = 'max'\n{text}\n"
+        settings.write_text(usual if whole is None else whole)
         log = tmp_path / f"log{len(running)}"
         traces = [] if "[[mm]]" in text or events == [] else ["--trace", str(path)]
         command = [str(script), "run", "-c", str(settings), *traces, *map(str, args)]
@@ -470,7 +475,7 @@ def test_reads_go_on_while_it_replays_and_writers_free(start: Start, mnt: Path) 
 
 
 def of_the_page(language: str, number: int = 0) -> str:
-    """The first block of code of docs/plugins.md in a language."""
+    """A block of code of docs/plugins.md in a language, by its number."""
     text = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[number]
 
@@ -482,17 +487,22 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def test_a_policy_of_ones_own_as_the_page_says(start: Start, mnt: Path, tmp_path: Path) -> None:
-    """docs/plugins.md, step by step: its configuration, its file, its commands."""
-    (tmp_path / "my-plugins").mkdir()
-    one = start(text=of_the_page("toml"))
+def test_a_policy_of_ones_own_as_the_page_says(start: Start, mnt: Path, tmp_path: Path, root: Path) -> None:
+    """docs/plugins.md, step by step: its directories, its configuration, its file, its commands.
+
+    The trace is another one, of which every page that can be freed is known.
+    """
+    assert subprocess.run(["sh", "-ec", of_the_page("sh")], cwd=tmp_path).returncode == 0
+    assert of_the_page("sh", 1) == "pterefd run -c mine.toml\n"
+    assert [(root / name).exists() for name in tomllib.loads(of_the_page("toml"))["replay"]["traces"]] == [True]
+    one = start("--speed", "max", "--metrics-address", "127.0.0.1:0", whole=of_the_page("toml"))
     one.wait_for("held")
     reclaim = mnt / "sys/vm/pt_reclaim"
     assert "patient" not in (reclaim / "available_policies").read_text()
     path = tmp_path / "my-plugins" / "patient.py"
     path.write_text(of_the_page("python"))
     until(lambda: "patient" in (reclaim / "available_policies").read_text().split())
-    commands = [line for line in of_the_page("sh").splitlines() if line.startswith(("cat", "echo"))]
+    commands = [line for line in of_the_page("sh", 2).splitlines() if line.startswith(("cat", "echo"))]
     assert len(commands) == 3
     for line in commands[:2]:
         assert subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True).returncode == 0
@@ -567,7 +577,7 @@ def test_a_truncated_trace(script: Path, tmp_path: Path, mnt: Path, traces: list
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: None, "mount point does not exist"),
+        (lambda path: None, "mount point does not exist (mkdir it first)"),
         (lambda path: path.write_text(""), "mount point is not a directory"),
         (lambda path: (path.mkdir(), (path / "x").write_text("")), "mount point is not empty"),
     ],

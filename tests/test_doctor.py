@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from pterefd import doctor
+from pterefd import doctor, shell
 
 
 def test_every_check_gives_a_row() -> None:
@@ -32,6 +34,22 @@ def test_what_is_missing_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) 
     assert "linux-perf" in perf["advice"]
     assert doctor.exit_code(rows) == 3
     assert doctor.exit_code([row for row in rows if row["verdict"] == doctor.OK]) == 0
+
+
+def test_what_single_commands_need_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(shell, "works_without_root", lambda: False)
+    rows = {row["what"]: row for row in doctor.table()}
+    for what, command in (("gcc", "`calibrate`"), ("qemu", "`reenact --kernel`"), ("user namespaces", "`shell`")):
+        assert rows[what]["verdict"] == doctor.WARN
+        assert command in rows[what]["advice"]
+
+
+def test_user_namespaces_are_tried(root: Path) -> None:
+    """As the user who is asked about would: by what unshare(1) comes to, as nobody."""
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    asked = subprocess.run(["unshare", "--user", "--mount", "--pid", "true"], check=False, cwd="/", **nobody)  # type: ignore[call-overload]
+    assert shell.works_without_root() == (asked.returncode == 0)
 
 
 def test_a_check_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from pterefd.errors import BadInput
         (quantities.address, "127.0.0.1:9738", ("127.0.0.1", 9738)),
         (quantities.address, "[::1]:80", ("::1", 80)),
         (quantities.address, ":0", ("", 0)),
+        (quantities.pid, "4711", 4711),
     ],
 )
 def test_reads(parse: Callable[[str], Any], text: str, value: Any) -> None:
@@ -55,6 +56,11 @@ def test_reads(parse: Callable[[str], Any], text: str, value: Any) -> None:
         (quantities.speed, "nan"),
         (quantities.speed, "inf"),
         (quantities.speed, "fast"),
+        (quantities.pid, "abc"),
+        (quantities.pid, "0"),
+        (quantities.pid, "-1"),
+        (quantities.pid, "1.5"),
+        (quantities.pid, "9" * 5000),
         (quantities.address, "localhost"),
         (quantities.address, "localhost:http"),
         (quantities.address, "localhost:65536"),

@@ -37,7 +37,7 @@ RATE = click.FloatRange(0, 1)
 @click.option(
     "--reread", type=RATE, metavar="0..1", help="Assumed share of a freed zero PTE page's entries that is read again."
 )
-@click.option("--format", "form", type=click.Choice(["table", "markdown", "mail"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "markdown", "mail"]), help="[default: table]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @output("--csv", what="Every number, a line a run.")
 @click.option("--plot", "plots", type=FILE, multiple=True, metavar="FILE", help=".png, .svg or .html; repeatable.")
@@ -56,7 +56,7 @@ def command(
     bound: bool | None,
     costs: Path | None,
     reread: float | None,
-    form: str,
+    form: str | None,
     as_json: bool,
     csv: Path | None,
     plots: tuple[Path, ...],
@@ -71,6 +71,8 @@ def command(
     """
     if jobs is not None and scheduler is not None:
         raise click.UsageError("--jobs is for this machine, --scheduler for others")
+    if as_json and form is not None:
+        raise click.UsageError("--json is a form of its own: leave --format out")
     from pterefd.session import cluster, sweep
     from pterefd.session import scenario as scenarios
     from pterefd.session.comparison import RENDERERS
@@ -93,7 +95,7 @@ def command(
     if as_json:
         print_json(comparison.as_dict())
     else:
-        click.echo(RENDERERS[form](comparison), nl=False)
+        click.echo(RENDERERS[form or "table"](comparison), nl=False)
     failed = [held for held in comparison.held if not held.holds]
     for held in failed:
         why = f"expect: {held.text}: about no run" if held.run is None else f"run {held.run}: {held.text} does not hold"

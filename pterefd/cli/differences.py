@@ -11,6 +11,8 @@ from pterefd.errors import BadInput
 if TYPE_CHECKING:
     from pterefd.session.check import CheckOptions, FileResult, Tolerance
 
+# What docs/exactness.md holds real programs to, and `reenact` compares unless it is told otherwise.
+BUT_FOR_LARGE_FOLIOS = "VmPTE,RssAnon,RssShmem,VmSwap"
 MOST_DIFFERENCES = 20  # of a file that are shown; --json has all
 
 
@@ -40,6 +42,16 @@ def difference_lines(result: FileResult) -> Iterator[str]:
     yield from (str(difference) for difference in result.differences[:MOST_DIFFERENCES])
     if len(result.differences) > MOST_DIFFERENCES:
         yield f"... and {len(result.differences) - MOST_DIFFERENCES} more (--json has all)"
+
+
+def large_folio_line(result: FileResult) -> str:
+    """What to make of a file that differs in nothing but what large folios of files account for."""
+    fields = sorted({difference.field for difference in result.differences})
+    what = f"{' and '.join(fields)} {'differ' if len(fields) > 1 else 'differs'}"
+    return (
+        f"pterefd: {result.path}: only {what}: large folios of files, see docs/exactness.md; "
+        f"--fields {BUT_FOR_LARGE_FOLIOS} leaves them out"
+    )
 
 
 def last_line(result: FileResult) -> str:

@@ -87,8 +87,12 @@ def check(file: Path, as_json: bool) -> int:
     """
     from pterefd.session import contract
 
+    if file.is_dir():
+        raise BadInput(f"{file}: is a directory: name a plugin file in it")
     if not file.is_file():
         raise BadInput(f"{file}: no such file")
+    if file.suffix != ".py":
+        raise BadInput(f"{file}: is no plugin: not a .py file")
     verdict = contract.check(file)
     if as_json:
         shown = {"file": str(file), "plugins": verdict.classes, "decisions": verdict.decisions}

@@ -9,7 +9,7 @@ import click
 
 from pterefd import quantities
 from pterefd.cli.options import Quantity, force, output, progress
-from pterefd.errors import PterefdError
+from pterefd.errors import BadInput, PterefdError
 
 EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselves, not the command
 
@@ -20,7 +20,8 @@ EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselv
     "--checkpoint-every",
     type=Quantity("duration", quantities.seconds),
     metavar="DURATION",
-    help="Between exact checkpoints, for which a process is stopped; one before each exit.  [default: 200ms; 0: none]",
+    help="Between exact checkpoints, for which a process is stopped; one before each exit. DURATION: 200ms, 1s, 2m; a "
+    "bare number is seconds.  [default: 200ms; 0: none]",
 )
 @click.option(
     "--thp",
@@ -32,7 +33,11 @@ EXIT_RECORDER = 125  # what env(1) and its like end with when they fail themselv
 @force("FILE")
 @click.option("--anonymize", is_flag=True, help="Leave out names, paths and command lines; rebase addresses.")
 @click.option(
-    "-p", "--pid", type=click.IntRange(min=1), metavar="PID", help="Record a running process; Ctrl-C detaches."
+    "-p",
+    "--pid",
+    type=Quantity("pid", quantities.pid),
+    metavar="PID",
+    help="Record a running process; Ctrl-C detaches.",
 )
 @click.option("--script", is_flag=True, help="Print shell commands for a machine that has only perf and sh.")
 @click.argument("argv", nargs=-1, metavar="[-- COMMAND [ARG]...]")
@@ -48,7 +53,8 @@ def command(
 ) -> int:
     """Record a command, or a running process, into a trace.
 
-    Ends with COMMAND's own exit code (128+n for a signal), and with 125 where the recorder itself failed.
+    Ends with COMMAND's own exit code (128+n for a signal), with 2 where what was asked for cannot be done and COMMAND
+    was not started, and with 125 where the recorder itself failed.
     """
     if script:
         from pterefd.source.record.script import script_text
@@ -70,6 +76,8 @@ def command(
             return 0
         try:
             return recorder.record_command(list(argv), options)
+        except BadInput:
+            raise
         except PterefdError as error:
             print(f"pterefd: {error}", file=sys.stderr)
             return EXIT_RECORDER

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pterefd.cli.differences import check_options, difference_lines, last_line
+from pterefd.cli.differences import check_options, difference_lines, large_folio_line, last_line
 from pterefd.cli.options import FILE, print_json, progress
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def command(
         _warn(results[-1])
         if not as_json:
             click.echo("".join(f"{line}\n" for line in _text(results[-1], check, costs)), nl=False)
+        if results[-1].by_large_folios:
+            print(large_folio_line(results[-1]), file=sys.stderr)
     if as_json:
         print_json({"files": [result.as_dict() for result in results]})
     return session.exit_code(results)

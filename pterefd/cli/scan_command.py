@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pterefd.cli.options import print_json
+from pterefd import quantities
+from pterefd.cli.options import Quantity, print_json
 from pterefd.errors import EXIT_DONE, EXIT_PARTLY
 
 
 @click.command("scan")
-@click.argument("pids", metavar="[PID]...", type=click.IntRange(min=1), nargs=-1)
+@click.argument("pids", metavar="[PID]...", type=Quantity("pid", quantities.pid), nargs=-1)
 @click.option("--all", "everyone", is_flag=True, help="Every process of this machine.")
 @click.option("--explain", "explaining", is_flag=True, help="Say what likely caused it, and what would help.")
 @click.option("--by", type=click.Choice(["cgroup", "comm", "user"]), help="Sums of the processes that are alike in it.")

@@ -131,7 +131,7 @@ def _check_directory(point: str) -> None:
     try:
         mode = os.stat(point).st_mode
     except FileNotFoundError:
-        raise BadInput(f"{point}: mount point does not exist") from None
+        raise BadInput(f"{point}: mount point does not exist (mkdir it first)") from None
     except OSError as e:
         raise BadInput(f"{point}: mount point cannot be used: {e.strerror}") from None
     if not stat.S_ISDIR(mode):

@@ -32,6 +32,8 @@ FIELDS: dict[str, Callable[[MmCounters], int]] = {
     "vmas": lambda c: c.vmas,
     "reclaimable_pt_bytes": lambda c: c.reclaimable_pt_bytes,
 }
+# What the kernel decides for itself when it maps large folios of files: a recording cannot tell (docs/exactness.md).
+LARGE_FOLIO_FIELDS = frozenset({"RssFile", "present_entries"})
 KB_FIELDS = frozenset({"VmPTE", "RssAnon", "RssFile", "RssShmem", "VmSwap"})
 
 
@@ -89,6 +91,12 @@ class FileResult:
     skipped: dict[str, int] = field(default_factory=dict)
     thp: str | None = None
     error: PterefdError | None = None
+
+    @property
+    def by_large_folios(self) -> bool:
+        """Whether it differs in nothing but what large folios of files account for."""
+        differing = {difference.field for difference in self.differences}
+        return "RssFile" in differing and differing <= LARGE_FOLIO_FIELDS and not self.corrections
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

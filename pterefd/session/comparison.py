@@ -40,12 +40,22 @@ class Regret:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One expectation of a scenario and one run: does it hold, and what is the number? run None: it is about no run."""
+    """One expectation of a scenario and one run: does it hold, and what is the number? run None: it is about no run.
+
+    sized: the number is a size in bytes.
+    """
 
     text: str
     run: int | None
     value: float | None
     holds: bool
+    sized: bool = False
+
+    def shown(self) -> str:
+        """The number in the unit that a condition would have; `-` for none."""
+        if self.value is None:
+            return "-"
+        return size(self.value) if self.sized else f"{self.value:.12g}"
 
 
 @dataclass(slots=True)
@@ -225,7 +235,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         if held.run is None:
             yield f"Expected, and about no run: {held.text}: {verb}"
             continue
-        yield f"Expected of run {held.run}: {held.text}: {verb} ({'-' if held.value is None else f'{held.value:g}'})"
+        yield f"Expected of run {held.run}: {held.text}: {verb} ({held.shown()})"
     yield "What a recording cannot know:"
     yield from (f"- {line}" for line in UNKNOWN)
 

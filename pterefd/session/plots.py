@@ -24,8 +24,10 @@ FORMATS = ("png", "svg", "html")
 MOST_POINTS = 2000  # of a line
 MOST_NAMED = 20  # runs in a legend
 MOST_COMMS = 3  # in one label
-LABEL_HEIGHT = 0.05  # of a panel's height
-LABEL_WIDTH = 0.014  # of the panel's width: what a label of small letters, upright, takes
+LABEL_HEIGHT = 0.06  # of a panel's height: a line of a label
+LETTER_WIDTH = 0.0058  # of the panel's width: a letter of a label
+ROW_POINTS = 8  # from one row of labels to the next
+NEAR = 0.03  # of the panel's width: kills that are nearer than this share a label
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 
 
@@ -148,7 +150,7 @@ def _lines(axes: Sequence[Axes], results: Sequence[Result], numbers: Sequence[in
 
 
 def _kills(panel: Axes, results: Sequence[Result], groups: Sequence[Sequence[int]]) -> None:
-    """Who was killed, beside the marks; kills that are too near for a label each share one."""
+    """Who was killed, above the marks and clear of every curve; kills that are too near for a label each share one."""
     kills = sorted(
         (kill.time_ns / 1e9, kill.comm, index)
         for index, numbers in enumerate(groups)
@@ -157,17 +159,24 @@ def _kills(panel: Axes, results: Sequence[Result], groups: Sequence[Sequence[int
     low, high = panel.get_xlim()
     near: list[list[tuple[float, str, int]]] = []
     for kill in kills:
-        if near and kill[0] - near[-1][0][0] < LABEL_WIDTH * (high - low):
+        if near and kill[0] - near[-1][0][0] < NEAR * (high - low):
             near[-1].append(kill)
         else:
             near.append([kill])
+    ends: list[float] = []  # of each row of labels: where its last one ends
     for label in near:
         whose = {index for _, _, index in label}
         comms = list(dict.fromkeys(comm for _, comm, _ in label))
         more = f" and {len(comms) - MOST_COMMS} more" if len(comms) > MOST_COMMS else ""
+        words = f"kill: {', '.join(comms[:MOST_COMMS])}{more}"
+        at, width = (label[0][0] - low) / (high - low), len(words) * LETTER_WIDTH
+        begin = at if at + width < 1 else at - width
+        row = next((row for row, end in enumerate(ends) if end < begin), len(ends))
+        ends[row : row + 1] = [begin + width]
         text = panel.annotate(
-            f"kill: {', '.join(comms[:MOST_COMMS])}{more}", (label[0][0], 1), xycoords=("data", "axes fraction"),
-            fontsize=6, color=_look(*whose)[0] if len(whose) == 1 else "#444444", rotation=90, ha="right", va="top",
+            words, (label[0][0], 1), (0, 2 + row * ROW_POINTS), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=6, color=_look(*whose)[0] if len(whose) == 1 else "#444444",
+            ha="left" if begin == at else "right", va="bottom",
         )  # fmt: skip
         if len(whose) == 1:
             number = groups[label[0][2]][0]
@@ -175,21 +184,26 @@ def _kills(panel: Axes, results: Sequence[Result], groups: Sequence[Sequence[int
 
 
 def _watermarks(panel: Axes, results: Sequence[Result]) -> None:
-    """The marks of each memory: high, low, min; one label for those that lie too near for three."""
-    marks = {(r.series.high_bytes, r.series.low_bytes, r.series.min_bytes) for r in results if r.series.free_bytes}
+    """The marks of each memory, high, low and min, with their sizes; those that lie too near are named one a line."""
     most = max(max(r.series.free_bytes, default=0) for r in results)
-    for mark in sorted(marks):
-        for value in mark:
-            panel.axhline(value / (1 << 20), color="#888888", linewidth=0.6, linestyle=":")
-        high, low, least = mark
-        named = [("high", high), ("low", low), ("min", least)]
-        if high - least < 2 * LABEL_HEIGHT * most:
-            named = [("min, low, high", low)]
-        for name, value in named:
-            panel.annotate(
-                name, (1, value / (1 << 20)), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                fontsize=6, color="#666666", va="center",
-            )  # fmt: skip
+    named = {
+        (value, name)
+        for s in (r.series for r in results if r.series.free_bytes)
+        for value, name in ((s.min_bytes, "min"), (s.low_bytes, "low"), (s.high_bytes, "high"))
+    }
+    stacks: list[list[tuple[int, str]]] = []
+    for value, name in sorted(named):
+        panel.axhline(value / (1 << 20), color="#888888", linewidth=0.6, linestyle=":")
+        if stacks and value - stacks[-1][0][0] < LABEL_HEIGHT * most * len(stacks[-1]):
+            stacks[-1].append((value, name))
+        else:
+            stacks.append([(value, name)])
+    for stack in stacks:
+        panel.annotate(
+            "\n".join(f"{name} {size(value)}" for value, name in reversed(stack)), (1, stack[0][0] / (1 << 20)),
+            (2, -3), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=6, color="#666666",
+            va="bottom",
+        )  # fmt: skip
 
 
 def _legend(panel: Axes) -> tuple[list[Any], list[str]]:

@@ -53,6 +53,7 @@ from pterefd.session.sweep import Task, make_tasks
 from pterefd.source.source import Source
 
 NO_POLICY = "none"
+OTHERWISE = "About the scenario as its file has it; here something else was set:"
 FACTOR = re.compile(r"(\d+(?:\.\d+)?|\.\d+)x")
 CONDITION = re.compile(r"(==|!=|<=|>=|<|>)\s*(\S.*)")
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -278,6 +279,7 @@ class Plan:
     tasks: list[Task]
     costs: Costs
     narrowed: bool  # the command line says otherwise than the scenario what is compared
+    otherwise: tuple[str, ...] = ()  # what it says that changes what any run comes to: settings, memories, seeds
 
 
 def plan(loaded: Loaded, choices: Choices, costs_file: Path | None = None) -> Plan:
@@ -299,7 +301,19 @@ def plan(loaded: Loaded, choices: Choices, costs_file: Path | None = None) -> Pl
     traces = [mm.trace for mm in scenario.mm if mm.trace is not None]
     files = sorted({*traces, *plugin_files(scenario.plugins.directories)})
     narrowed = choices != Choices(reread=choices.reread)
-    return Plan(loaded, combinations, make_tasks(shared, files, combinations), costs, narrowed)
+    tasks = make_tasks(shared, files, combinations)
+    return Plan(loaded, combinations, tasks, costs, narrowed, tuple(_otherwise(loaded, choices)))
+
+
+def _otherwise(loaded: Loaded, choices: Choices) -> Iterator[str]:
+    """What the command line changes of the scenario's own host and events, as a title names it."""
+    compare = loaded.scenario.compare
+    yield from sorted(loaded.settings)
+    own = {_memory(loaded, text) for text in compare.memory}
+    if any(_memory(loaded, text) not in own for text in choices.memories):
+        yield f"memory {' and '.join(choices.memories)}"
+    if set(choices.seeds) - set(compare.seeds):
+        yield f"seed {' and '.join(map(str, choices.seeds))}"
 
 
 def _combinations(loaded: Loaded, choices: Choices, plugins: Plugins) -> list[Combination]:
@@ -444,9 +458,11 @@ def comparison(done: Plan, results: Sequence[Result]) -> Comparison:
         if not fitting and not done.narrowed and expectation.settings == done.loaded.settings:
             fitting = [Held(expectation.text, None, None, False)]
         held += fitting
-    settings = sorted(done.loaded.settings)
-    title = (section.title or done.loaded.path.stem) + (f" ({', '.join(settings)})" if settings else "")
-    return Comparison(title, list(results), done.costs.about, held, section.about)
+    title, about = section.title or done.loaded.path.stem, section.about
+    if done.otherwise:
+        title += f" ({', '.join(done.otherwise)})"
+        about = about and f"{OTHERWISE}\n\n{about.strip()}"
+    return Comparison(title, list(results), done.costs.about, held, about)
 
 
 def _fits(expectation: Expectation, combination: Combination, loaded: Loaded) -> bool:
@@ -465,4 +481,4 @@ def _fits(expectation: Expectation, combination: Combination, loaded: Loaded) ->
 def _held(expectation: Expectation, number: int, outcome: Outcome) -> Held:
     value = getattr(outcome, expectation.measure)
     holds = value is not None and OPERATORS[expectation.sign](value, expectation.value)
-    return Held(expectation.text, number, value, holds)
+    return Held(expectation.text, number, value, holds, expectation.measure in SIZES)

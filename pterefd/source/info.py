@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,9 +178,8 @@ def render(described: Mapping[str, Any]) -> str:
 def _process_line(process: Mapping[str, Any]) -> str:
     parent = "-" if process["parent"] is None else process["parent"]
     peak = _kb(process["peak_VmPTE_kB"])
-    return (
-        f"{process['pid']:>8} {parent:>7} {process['execs']:>6} {process['events']:>14,} {peak:>11}  {process['comm']}"
-    )
+    comm = _plain(process["comm"])
+    return f"{process['pid']:>8} {parent:>7} {process['execs']:>6} {process['events']:>14,} {peak:>11}  {comm}"
 
 
 def _checkpoints(described: Mapping[str, Any]) -> str:
@@ -200,5 +200,10 @@ def _seconds(nanoseconds: int | None) -> str:
 
 def _meta(value: object) -> str:
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={item}" for name, item in value.items())
-    return " ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+        return _plain(" ".join(f"{name}={item}" for name, item in value.items()))
+    return _plain(shlex.join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _plain(text: str) -> str:
+    """On one line, whatever a process calls itself or was given: `\\n` for a newline."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -47,7 +47,7 @@ def test_an_empty_directory_will_do(point: Path) -> None:
 
 
 def test_a_missing_directory_is_named(point: Path) -> None:
-    with pytest.raises(BadInput, match=f"{point}/x: mount point does not exist"):
+    with pytest.raises(BadInput, match=rf"{point}/x: mount point does not exist \(mkdir it first\)$"):
         mountpoint.prepare(str(point / "x"))
 
 

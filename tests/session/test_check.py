@@ -64,6 +64,26 @@ def test_every_field_is_compared(tmp_path: Path) -> None:
     assert check(path, fields=frozenset({"VmPTE"}), tolerances={"VmPTE": Tolerance(share=0.2)}).differ == 0
 
 
+def test_what_large_folios_of_files_account_for_is_told_from_the_rest(tmp_path: Path) -> None:
+    """RssFile, alone or with present entries, and no other field, and no correction."""
+    right, file, entries, table = (
+        expect(VmPTE=12, RssFile=0),
+        expect(RssFile=64),
+        expect(RssFile=64, present_entries=17),
+        expect(VmPTE=16, RssFile=64),
+    )
+    state = {"op": "state", "pid": 1, "addr": B + M, "len": 4096, "entry": "anon", "t": 0}
+    for events, told in (
+        ([right], False),
+        ([right, file], True),
+        ([entries, file], True),
+        ([expect(present_entries=17)], False),
+        ([file, table], False),
+        ([file, state], False),
+    ):
+        assert check(write(tmp_path / "t.jsonl", fault(0), *events)).by_large_folios is told, events
+
+
 def test_a_state_in_the_middle_of_a_life_counts(tmp_path: Path) -> None:
     def state(entry: str) -> dict[str, Any]:
         return {"op": "state", "pid": 1, "addr": B, "len": 4096, "entry": entry, "t": 0}

@@ -117,6 +117,19 @@ def test_the_table(comparison: Comparison) -> None:
     assert "Expected, and about no run: lost == 0: DOES NOT HOLD" in lines
 
 
+def test_what_was_expected_is_shown_in_the_units_of_its_condition() -> None:
+    shown = [
+        held.shown()
+        for held in (
+            Held("", 1, 4_063_232, True, True),
+            Held("", 1, 1_234_567, True),
+            Held("", 1, 0.25, True),
+            Held("", 1, None, False),
+        )
+    ]
+    assert shown == ["3.88 MiB", "1234567", "0.25", "-"]
+
+
 def test_markdown_is_a_table_of_its_own_for_each_question(comparison: Comparison) -> None:
     text = render_markdown(comparison)
     assert "| 2 | rfc-2022 | watermark+pre_oom | largest_first | 64 MiB | 0 |" in text.splitlines()
@@ -189,9 +202,27 @@ def test_labels_of_a_picture_lie_inside_it_and_apart(comparison: Comparison) -> 
     assert [text.get_text() for text in texts] == [
         "kill: victim0, victim1, victim2",
         "kill: victim3",
-        "min, low, high",
+        "high 1.01 MiB\nlow 1 MiB\nmin 1 MiB",
     ]
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
+    assert all(box.y0 > figure.axes[0].bbox.y1 for box in boxes[:2])  # clear of the curves
+    assert boxes[2].x0 > figure.axes[2].bbox.x1
+
+
+def test_kills_one_after_the_other_have_rows_of_labels(comparison: Comparison) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    first = comparison.results[0]
+    killed = tuple(Killed(n * 100_000_000, n, f"a-long-name-{n}", "") for n in range(21))
+    series = replace(first.series, time_ns=[0, 2_000_000_000])
+    comparison.results = [replace(first, outcome=replace(first.outcome, killed=killed), series=series)]
+    figure = draw(comparison)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert len(boxes) == 21
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
 

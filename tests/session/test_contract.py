@@ -156,9 +156,19 @@ def test_what_cannot_be_tried_or_asks_for_nonsense(pterefd: Run, tmp_path: Path,
     assert findings(pterefd, plugin(tmp_path, "bad", body)) == [finding]
 
 
-def test_a_file_that_is_not_there(pterefd: Run) -> None:
-    result = pterefd("plugins", "check", "none.py")
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", "pterefd: none.py: no such file\n")
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("none.py", "no such file"),
+        ("plugins", "is a directory: name a plugin file in it"),
+        ("README.md", "is no plugin: not a .py file"),
+    ],
+)
+def test_what_is_no_plugin_file(pterefd: Run, tmp_path: Path, file: str, reason: str) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "README.md").write_text("raise SystemExit('imported')")
+    result = pterefd("plugins", "check", file)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"pterefd: {file}: {reason}\n")
 
 
 def test_list_shows_what_there_is_and_where_it_comes_from(pterefd: Run, tmp_path: Path, root: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pterefd.errors import BadInput
+from pterefd.session.comparison import render_mail, render_markdown, render_table
 from pterefd.session.outcome import BOUND, Combination, Outcome, Result, Series
-from pterefd.session.scenario import Choices, Plan, comparison, load, plan
+from pterefd.session.scenario import OTHERWISE, Choices, Plan, comparison, load, plan
 from tests.house import write_trace
 
 GOOD = """
@@ -134,13 +135,13 @@ lost = "== 0"
     done = plan_of(write, text, choices=Choices(memories=["1x", "32MB"], triggers=["none", "pre_oom"]))
     outcomes = [Outcome(kills=1, freed_zero_bytes=n << 20, lost=n) for n in range(6)]
     results = [Result(c, o, Series()) for c, o in zip(done.combinations, outcomes, strict=True)]
-    held = [(h.run, h.text, h.value, h.holds) for h in comparison(done, results).held]
+    held = [(h.run, h.text, h.value, h.shown(), h.holds) for h in comparison(done, results).held]
     assert held == [
-        (1, "trigger none, kills >= 1", 1, True),
-        (3, "policy empty_only, freed_bytes < 1MB", 2 << 20, False),
-        (4, "memory 0.5x, lost == 0", 3, False),
-        (5, "memory 0.5x, lost == 0", 4, False),
-        (6, "memory 0.5x, lost == 0", 5, False),
+        (1, "trigger none, kills >= 1", 1, "1", True),
+        (3, "policy empty_only, freed_bytes < 1MB", 2 << 20, "2 MiB", False),
+        (4, "memory 0.5x, lost == 0", 3, "3", False),
+        (5, "memory 0.5x, lost == 0", 4, "4", False),
+        (6, "memory 0.5x, lost == 0", 5, "5", False),
     ]
 
 
@@ -194,6 +195,38 @@ kills = "== 0"
         held = comparison(done, results).held
         assert [h.run for h in held] == runs
     assert comparison(done, results).title == "A small machine (host.memory=3x)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "choices", "title"),
+    [
+        ((), Choices(), "A small machine"),
+        ((), Choices(memories=["64MB"], seeds=[0], policies=["none"], triggers=["interval"]), "A small machine"),
+        ((), Choices(memories=["0.5x"]), "A small machine (memory 0.5x)"),
+        ((), Choices(memories=["1x", "32MB"]), "A small machine (memory 1x and 32MB)"),
+        ((), Choices(seeds=[3]), "A small machine (seed 3)"),
+        (("host.memory = 2x",), Choices(memories=["3x"]), "A small machine (host.memory=2x, memory 3x)"),
+    ],
+)
+def test_what_was_changed_is_in_the_title_and_before_what_the_file_says(
+    settings: tuple[str, ...], choices: Choices, title: str, write: Path
+) -> None:
+    """What the file says of its outcome is about the scenario as it is there."""
+    write.write_text(GOOD)
+    done = plan(load(write, settings), choices)
+    compared = comparison(done, [Result(c, Outcome(), Series()) for c in done.combinations])
+    assert compared.title == title
+    changed = title != "A small machine"
+    assert compared.about == (f"{OTHERWISE}\n\n" if changed else "") + "Two paragraphs."
+    for render in (render_table, render_mail, render_markdown):
+        assert (OTHERWISE in " ".join(render(compared).split())) == changed
+    assert compared.as_dict()["scenario"] == title
+
+
+def test_nothing_is_put_before_nothing(write: Path) -> None:
+    write.write_text(GOOD.replace('about = "Two paragraphs."\n', ""))
+    done = plan(load(write), Choices(memories=["2x"]))
+    assert comparison(done, [Result(c, Outcome(), Series()) for c in done.combinations]).about == ""
 
 
 def test_combinations_are_named_in_one_word() -> None:

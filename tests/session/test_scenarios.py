@@ -31,6 +31,15 @@ def test_it_comes_to_what_it_says(path: Path, settings: frozenset[str]) -> None:
     assert [f"run {h.run}: {h.text}: {h.value}" for h in held if not h.holds] == []
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_nothing_is_expected_of_a_policy_that_somebody_tries_out(path: Path) -> None:
+    """Whatever one it is: here the one that frees nothing, with which nothing that a trigger saves holds."""
+    planned = plan(load(path), Choices(profiles=["rfc-2022"], policies=["none"], bound=False))
+    held = comparison(planned, run_all(planned.tasks, here(processors()), Kept(None))).held
+    assert [f"run {h.run}: {h.text}: {h.value}" for h in held if not h.holds] == []
+
+
 def test_every_scenario_is_held_with_a_parameter_halved_and_doubled() -> None:
     assert len(FILES) == 5
     for path in FILES:

@@ -73,6 +73,15 @@ def test_render(tmp_path: Path) -> None:
         assert line in text.splitlines()
 
 
+def test_what_a_process_was_given_does_not_break_the_lines(tmp_path: Path) -> None:
+    head = {"op": "trace", "format_version": 1, "command": ["sh", "-c", "echo a\n\techo 'b'", "\x1b[2J"]}
+    described = describe(to_jsonl(tmp_path / "x", [head, {**EXEC, "comm": "a\nb"}]))
+    lines = render(described).splitlines()
+    assert """command       sh -c 'echo a\\n\\techo '"'"'b'"'"'' '\\x1b[2J'""" in lines
+    assert lines[-1].endswith("  a\\nb")
+    assert described["metadata"]["command"] == head["command"]
+
+
 def test_nothing_known(tmp_path: Path) -> None:
     described = describe(to_jsonl(tmp_path / "x", [EXEC]))
     assert (described["duration_ns"], described["peak_VmPTE_kB"], described["huge_pages_seen"]) == (None, None, None)

@@ -80,7 +80,10 @@ def record_command(argv: list[str], options: Options) -> int:
     """
     run = _Run(options, [os.fspath(word) for word in argv])
     with run.prepared():
-        return run.command()
+        try:
+            return run.command()
+        except BadInput as error:  # the command has run: who called it did nothing wrong
+            raise perf.RecorderError(str(error)) from error
 
 
 def record_pid(pid: int, options: Options) -> None:

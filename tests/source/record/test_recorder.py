@@ -490,7 +490,7 @@ def test_exit_codes(pterefd, tmp_path: Path) -> None:  # type: ignore[no-untyped
     missing = pterefd("record", "-o", "b.parquet", "--", "no-such-command")
     assert missing.returncode == 127
     assert "no-such-command" in missing.stderr
-    assert pterefd("record", "-o", "a.parquet", "--", "true").returncode == 125
+    assert pterefd("record", "-o", "a.parquet", "--", "true").returncode == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet"]
 
 
