@@ -35,7 +35,7 @@ from pterefd.reenact.agent import AgentError
 from pterefd.reenact.calls import describe
 from pterefd.reenact.kernel import ThisKernel
 from pterefd.reenact.shrink import shrink
-from pterefd.session.check import CheckOptions, check_trace
+from pterefd.session.check import LARGE_FOLIO_FIELDS, CheckOptions, check_trace
 
 from .execute import Execution, Machine, Row
 from .generate import FAMILIES, HUGE_FAMILIES, HUGE_RUNS, generate
@@ -49,7 +49,7 @@ LIMITS = Limits(
 )
 ALL_FAMILIES = FAMILIES | HUGE_FAMILIES
 AGAIN = 5
-OF_FILES = frozenset({"RssFile", "present_entries"})
+
 Work = list[tuple[str, int]]  # (family, seed) of each program
 
 
@@ -132,7 +132,7 @@ def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bo
     verdict = check_rows(execution.run())
     if not verdict.differences:
         return Outcome(family, seed, machine.thp or "never", verdict.checkpoints)
-    by_chance = refused_splits() > refused or {d.field for d in verdict.differences} <= OF_FILES
+    by_chance = refused_splits() > refused or {d.field for d in verdict.differences} <= LARGE_FOLIO_FIELDS
     if by_chance and not any(differs(machine, program) for _ in range(AGAIN)):
         return Outcome(family, seed, machine.thp or "never", verdict.checkpoints, again=True)
     if shrinking:
