@@ -84,7 +84,10 @@ def replay(path: Path) -> None:
 
 
 def armed(path: Path, runs: int) -> list[float]:
-    """Time of a replay with accounts and all triggers over that of one without, a ratio for each pair of runs."""
+    """CPU time of a replay with accounts and all triggers over that of one without, a ratio for each pair of runs.
+
+    Who comes first in a pair changes from pair to pair.
+    """
     trace = open_trace(path)
     batches = list(trace.batches())
 
@@ -94,13 +97,18 @@ def armed(path: Path, runs: int) -> list[float]:
         host = Host(named("rfc-2022"), memory=memory)
         Reclaimer(host, plugins, log.get(), triggers=tuple(sorted(plugins.triggers)))
         feed = Feed(trace, host)
-        begin = time.perf_counter()
+        begin = time.process_time()
         for batch in batches:
             feed.run(batch, 0, len(batch))
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
-    seconds(None), seconds(Memory(1 << 40))
-    return [seconds(Memory(1 << 40)) / seconds(None) for _ in range(runs)]
+    def ratio(memory_first: bool) -> float:
+        spent = {memory: seconds(memory) for memory in ((ample, None) if memory_first else (None, ample))}
+        return spent[ample] / spent[None]
+
+    ample = Memory(1 << 40)
+    ratio(True)
+    return [ratio(number % 2 == 0) for number in range(runs)]
 
 
 def start(trace: Path, folder: Path) -> float:
