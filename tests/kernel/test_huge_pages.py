@@ -6,13 +6,15 @@ import ctypes
 import mmap
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pterefd.session.check import Difference
+from pterefd.session.check import CheckOptions, Difference, check_trace
+from tests.conftest import Run
 
 from . import oracle
 from .cases import numbers_of
@@ -26,6 +28,7 @@ FIXED_SEED = 2022
 FIXED_PROGRAMS, FRESH_PROGRAMS = 45, 20
 HUGE, PAGE = 2 << 20, 4096
 MADV_PAGEOUT = 21
+FIELDS = frozenset({"VmPTE", "RssAnon", "RssShmem", "VmSwap"})
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +192,28 @@ def test_only_what_a_refused_split_explains_is_run_again(
         outcome = run_one(machine, "anon", 1, 10, shrinking=False)
     assert bool(outcome.report) is differs
     assert outcome.again is not differs
+
+
+# -- recordings ---------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import random
+import sys
+random.seed(2022)
+blocks = [bytearray(random.randrange(100, 200_000)) for _ in range(300)]
+for _ in range(300):
+    blocks[random.randrange(300)] = bytearray(random.randrange(100, 3_000_000))
+"""
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("setting", ["madvise,64kB=always", "always,16kB=always,64kB=always,256kB=always"])
+def test_a_recorded_program_that_is_given_blocks(setting: str, tmp_path: Path, pterefd: Run) -> None:
+    """Its faults follow each other without a checkpoint in between, as no program of the oracle's does."""
+    with huge_pages(setting):
+        done = pterefd("record", "--thp", "keep", "-o", "a.parquet", "--", sys.executable, "-I", "-c", PROGRAM)
+        assert done.returncode == 0, done.stderr
+    result = check_trace(tmp_path / "a.parquet", options=CheckOptions(fields=FIELDS))
+    assert result.thp == setting
+    assert result.checkpoints > 0
+    assert [str(difference) for difference in result.differences] == []
