@@ -45,10 +45,10 @@ _ROLLUP_LINES = (
 
 # show_smap_vma_flags, in the order of their bits: a code stands where the mapping has one of the flags
 _VM_FLAGS = (
-    *(("gd", {"growsdown"}), ("um", {"uffd"}), ("pf", {"pfnmap"}), ("gu", {"guard"}), ("lo", {"locked", "lockonfault"})),
-    *(("io", {"pfnmap"}), ("sr", {"sequential"}), ("rr", {"random"}), ("dc", {"dontfork"})),
-    *(("de", {"special", "pfnmap", "hugetlb"}), ("lf", {"lockonfault"}), ("ac", {"account"}), ("nr", {"noreserve"})),
-    *(("ht", {"hugetlb"}), ("wf", {"wipeonfork"}), ("dd", {"dontdump", "pfnmap"})),
+    *(("gd", {"growsdown"}), ("um", {"uffd"}), ("pf", {"pfnmap"}), ("gu", {"guard"})),
+    *(("lo", {"locked", "lockonfault"}), ("io", {"pfnmap"}), ("sr", {"sequential"}), ("rr", {"random"})),
+    *(("dc", {"dontfork"}), ("de", {"special", "pfnmap", "hugetlb"}), ("lf", {"lockonfault"}), ("ac", {"account"})),
+    *(("nr", {"noreserve"}), ("ht", {"hugetlb"}), ("wf", {"wipeonfork"}), ("dd", {"dontdump", "pfnmap"})),
     *(("hg", {"hugepage"}), ("nh", {"nohugepage"}), ("mg", {"mergeable"})),
 )
 
