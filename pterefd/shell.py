@@ -171,13 +171,27 @@ def _be_init(argv: Sequence[str]) -> NoReturn:
 
 
 def _start_and_reap(argv: Sequence[str]) -> int:
+    handed_on = {number for number in HANDED_ON if signal.getsignal(number) is not signal.SIG_IGN}  # nohup
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*handed_on, signal.SIGCHLD})
     ignored_by_python = [signal.SIGPIPE, signal.SIGXFSZ]
-    command = os.posix_spawnp(argv[0], list(argv), os.environ, setsigdef=ignored_by_python)
-    _hand_on(command)
+    command = os.posix_spawnp(argv[0], list(argv), os.environ, setsigmask=before, setsigdef=ignored_by_python)
     while True:
-        pid, status = os.wait()
-        if pid == command:
-            return _exit_code(status)
+        told = signal.sigwaitinfo({*handed_on, signal.SIGCHLD})
+        if told.si_signo == signal.SIGCHLD:
+            code = _reap(command)
+            if code is not None:
+                return code
+        # To those inside, pid 1 is the simulated one: what they send it reaches nobody. Who is outside has no pid here.
+        elif told.si_pid == 0:
+            os.kill(command, told.si_signo)
+
+
+def _reap(command: int) -> int | None:
+    """Take in what has ended; the command's exit code where it is among it."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid in (0, command):
+            return _exit_code(status) if pid else None
 
 
 def _leave_simulated_pids() -> None:

@@ -158,6 +158,20 @@ def test_a_signal_is_handed_on_and_nothing_stays_behind(simulated: Simulated, tm
     assert sleepers == []
 
 
+def test_a_signal_to_pid_1_from_inside_reaches_nobody(simulated: Simulated) -> None:
+    """That is the simulated pid 1 to those who send it, and not what started their shell."""
+    script = "for name in TERM HUP USR1 USR2 INT QUIT KILL STOP; do kill -$name 1; done; sleep 0.3; echo alive"
+    assert simulated.in_shell("sh", "-c", script) == "alive\n"
+    assert simulated.run(sys.executable, "-c", AS_NOBODY, simulated.mount, "--", "sh", "-c", script) == "alive\n"
+
+
+def test_what_the_command_left_behind_is_reaped(simulated: Simulated) -> None:
+    """Orphans become children of pid 1; one that is not waited for keeps its number."""
+    script = "pid=$(sh -c 'sleep 0.1 >&- & echo $!'); sleep 0.6; kill -0 $pid"
+    simulated.in_shell("sh", "-c", script, code=1)
+    assert "No such process" in simulated.stderr
+
+
 def _cmdline(path: Path) -> bytes:
     try:
         return path.read_bytes()
