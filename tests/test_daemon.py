@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pterefd import config, daemon
 from pterefd.errors import EXIT_BAD_INPUT, EXIT_MISSING, BadInput
+from pterefd.host.warm import warm
 from pterefd.procfs import mountpoint
 from tests.house import AT, EVENTS, SPAN, fault, mmap, write_trace
 from tests.reclaim.built import plugin, policy
@@ -663,6 +664,17 @@ def test_run_until_an_event(tmp_path: Path, mnt: Path) -> None:
     assert "echo 1 > " in out.getvalue()
     assert "metrics: " not in out.getvalue()
     assert seen[0].status().replay is not None
+
+
+def test_it_says_that_kernels_are_compiled(tmp_path: Path, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes minutes, once; a start that finds them says nothing."""
+    settings, errs, stop = settings_of(tmp_path, mnt), (StringIO(), StringIO()), threading.Event()
+    warm()
+    for err in errs:
+        stop.clear()
+        assert daemon.run(settings, stop_event=stop, out=StringIO(), err=err, started=lambda _: stop.set()) == 0
+        monkeypatch.setattr(daemon, "warm", lambda compiling: compiling())
+    assert [err.getvalue().count("compiling the kernels, once: two to three minutes") for err in errs] == [0, 1]
 
 
 def test_what_a_replay_raises_ends_the_daemon(tmp_path: Path, mnt: Path) -> None:
