@@ -89,8 +89,7 @@ do_install() {
         put 644 "$here/etc/pterefd.toml" "$etc/pterefd.toml"
         sed -i -e '/^mount = /s|"./mnt" *#.*|"/run/pterefd/proc"  # /etc/pterefd/mounts.toml allows it|' \
             -e '/^allow_other = /s|false|true |' \
-            -e '/^mount_helper = /s|"off" *#.*|"/run/pterefd-mount.socket"|' \
-            -e "/^traces = /s|\"traces/|\"$prefix/share/pterefd/etc/traces/|" "$etc/pterefd.toml"
+            -e '/^mount_helper = /s|"off" *#.*|"/run/pterefd-mount.socket"|' "$etc/pterefd.toml"
     fi
 
     manual="env PYTHONPATH=$here $python $here/setup/manual.py"

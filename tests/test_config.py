@@ -56,6 +56,18 @@ def test_paths_are_relative_to_the_file_and_the_mount_to_the_working_directory(
     assert read.plugins.directories == (tmp_path.parent / "p",)
 
 
+def test_what_comes_with_pterefd_is_named_from_anywhere(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration outlives the prefix of the program that it was installed with."""
+    monkeypatch.chdir("/")
+    recording = paths.share("etc/traces/redis.parquet")
+    read = load(SHIPPED.read_text())
+    assert read.replay.traces == (recording,)
+    assert load("[[mm]]\ntrace = 'share:etc/traces/redis.parquet'").mm[0].trace == recording
+    assert load("plugins.directories = ['share:plugins']").plugins.directories == (paths.share("plugins"),)
+    with pytest.raises(BadInput, match=r"pterefd.toml: replay.traces.0: 'share:etc/none' does not come with this"):
+        load("replay.traces = ['share:etc/none']")
+
+
 def test_the_command_line_stands_before_the_file(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     text = "daemon.mount = '/m'\nreplay = { traces = ['a'], speed = 3 }\nmetrics = { address = 'off', max_mms = 7 }"
