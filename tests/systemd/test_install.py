@@ -194,6 +194,54 @@ def test_uninstalled_nothing_but_the_configuration_is_left(root: Path, tmp_path:
     assert left == ["etc/pterefd/mounts.toml", "etc/pterefd/pterefd.toml", "usr/bin/other"]
 
 
+# -- which interpreter -------------------------------------------------------------------------------
+
+
+def environment_in(directory: Path) -> Path:
+    """The Python of an empty virtual environment."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+    return directory / "bin" / "python"
+
+
+def test_the_interpreter_that_is_named_is_taken(tmp_path: Path) -> None:
+    """And what it lacks is said, where the packages are left to it."""
+    named = environment_in(tmp_path / "named")
+    root = tmp_path / "root"
+    said = install(root, prefix="/usr", interpreter=named)
+    assert (root / "usr/bin/pterefd").read_text().startswith(f"#!{named} \n")
+    assert f"install: {named}: has no click " in said
+    assert f"install: {named}: services cannot run it (PrivateTmp=); make install PYTHON=/usr/bin/python3" in said
+
+
+def test_a_prefix_that_services_do_not_see_is_told(tmp_path: Path) -> None:
+    assert "install: /home/me: services do not see it (ProtectHome=)" in install(tmp_path, prefix="/home/me")
+
+
+def test_packages_that_do_not_fit_the_interpreter_are_refused(tmp_path: Path) -> None:
+    """They are those of .venv, made for another Python."""
+    other = tmp_path / "python"
+    other.write_text('#!/bin/sh\ncase $3 in *cache_tag*) echo cpython-399 ;; *) echo "$0" ;; esac\n')
+    other.chmod(0o755)
+    result = subprocess.run(
+        [ROOT / "setup/install.sh", "install", sys.executable, other],
+        env={**os.environ, "DESTDIR": str(tmp_path / "root"), "PREFIX": "/usr", "DEPENDENCIES": "yes"},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"install: {other}: .venv was made with another Python: `make clean` first\n"
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(("given", "named"), [((), ""), (("PYTHON=/opt/python3",), " /opt/python3")])
+def test_make_names_the_interpreter_where_somebody_did(given: tuple[str, ...], named: str) -> None:
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    command = ["make", "-n", "-C", str(ROOT), "install", *given]
+    text = subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in text.splitlines() if "setup/install.sh" in line]
+    assert line.rstrip().endswith(f"setup/install.sh install .venv/bin/python{named}")
+
+
 @pytest.mark.parametrize("target", ["install", "uninstall"])
 def test_make_hands_its_variables_on(target: str) -> None:
     command = ["make", "-n", "-C", str(ROOT), target, "DESTDIR=/d", "PREFIX=/p"]
