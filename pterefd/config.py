@@ -322,14 +322,16 @@ def load(
     metrics_address: str | tuple[str, int] | None = None,
     speed: str | float | None = None,
     profile: str | None = None,
+    memory: str | None = None,
+    swap: str | None = None,
     workloads: Sequence[dict[str, Any]] = (),
 ) -> Config:
     """Read a configuration; what the command line gives stands before what the file says.
 
     path: None for the defaults alone.  Arguments that are None, or no traces, leave the file's value;
     paths among them are relative to the working directory.  metrics_address: HOST:PORT or off.
-    speed: a factor or "max".  workloads: [[mm]] tables.  Traces and workloads stand in place of all traces and [[mm]]
-    tables of the file.  Raises BadInput.
+    speed: a factor or "max".  memory: a size, in place of the file's zones, too.  workloads: [[mm]] tables.
+    Traces and workloads stand in place of all traces and [[mm]] tables of the file.  Raises BadInput.
     """
     name = str(path) if path is not None else "configuration"
     given = read(path) if path is not None else {}
@@ -342,6 +344,9 @@ def load(
         ("metrics", "address", _as_text(metrics_address)),
         ("replay", "speed", speed),
         ("host", "profile", profile),
+        ("host", "memory", memory),
+        ("host", "zones", None if memory is None else ()),
+        ("host", "swap", swap),
     ):
         if value is not None:
             overrides.setdefault(section, {})[key] = value

@@ -88,6 +88,16 @@ def test_the_command_line_stands_before_the_file(load: Any, tmp_path: Path, monk
     assert unchanged.metrics.address is None
 
 
+def test_memory_of_the_command_line_stands_before_memory_and_zones(load: Any) -> None:
+    text = "[host]\nzones = [{ name = 'Normal', managed_pages = 1024 }]\nswap = 4096"
+    assert load(text).host.zones
+    given = load(text, memory="4GiB").host
+    assert (given.memory, given.swap, given.zones) == (4 << 30, 4096, ())
+    assert load("", memory="1GiB", swap="2MiB").host.swap == 2 << 20
+    with pytest.raises(BadInput, match=r"command line: host.memory: '4' is less than 1MiB"):
+        load("", memory="4")
+
+
 def test_the_mms_of_a_host_are_its_traces_and_then_its_tables(load: Any, tmp_path: Path) -> None:
     text = "replay.traces = ['a']\n[[mm]]\nworkload = 'w'\nparameters = { x = 1 }\n[[mm]]\ntrace = 'b'\ncopies = 2"
     first, second, third = load(text).mms

@@ -666,6 +666,14 @@ def test_run_until_an_event(tmp_path: Path, mnt: Path) -> None:
     assert seen[0].status().replay is not None
 
 
+def test_memory_of_the_command_line_is_the_hosts(start: Start) -> None:
+    """Without it there are no accounts of memory, and no knobs that need them."""
+    one = start("--memory", "1GiB", "--swap", "64MiB")
+    assert one.read("meminfo").startswith(f"MemTotal:       {1 << 20:8d} kB\n")
+    assert re.search(r"^SwapTotal: +65536 kB$", one.read("meminfo"), re.MULTILINE)
+    assert one.read("sys/vm/swappiness") == "60\n"
+
+
 def test_it_says_that_kernels_are_compiled(tmp_path: Path, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which takes minutes, once; a start that finds them says nothing."""
     settings, errs, stop = settings_of(tmp_path, mnt), (StringIO(), StringIO()), threading.Event()
