@@ -76,9 +76,11 @@ $(VENV)/.stamp-dev: requirements-dev.lock $(VENV)/.stamp-self | packages-test
 PREFIX ?= /usr/local
 DESTDIR ?=
 DEPENDENCIES ?= yes
+# Where nobody named an interpreter, that of .venv is meant, whatever it was made with.
+NAMED_PYTHON := $(if $(filter file,$(origin PYTHON)),,$(PYTHON))
 
-install: $(VENV)/.stamp-self ## program, units, configuration, man page, completion: PREFIX=/usr/local DESTDIR= DEPENDENCIES=yes|no
-	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' DEPENDENCIES='$(DEPENDENCIES)' setup/install.sh install $(BIN)/python
+install: $(VENV)/.stamp-self ## program, units, configuration, man page, completion: PREFIX=/usr/local DESTDIR= DEPENDENCIES=yes|no PYTHON=
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' DEPENDENCIES='$(DEPENDENCIES)' setup/install.sh install $(BIN)/python $(NAMED_PYTHON)
 
 uninstall: ## take away what `make install` put there, but for the configuration: PREFIX=/usr/local DESTDIR=
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' setup/install.sh uninstall

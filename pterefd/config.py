@@ -1,8 +1,9 @@
 """The daemon's configuration: a TOML file, checked by pydantic before anything is started.
 
-Imports nothing of pterefd but errors and quantities. What is wrong is said in one line that names
+Imports nothing of pterefd but errors, paths and quantities. What is wrong is said in one line that names
 the file, the key and the reason. Paths of the file are relative to the file itself, but for the
-mount point, which is relative to the working directory; after loading all are absolute.
+mount point, which is relative to the working directory, and for share:NAME, which comes with the
+program that reads it, wherever that is installed; after loading all are absolute.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from pydantic import (
     model_validator,
 )
 
-from pterefd import quantities
+from pterefd import paths, quantities
 from pterefd.errors import BadInput
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+SHARE = "share:"
 
 # What pydantic says of a type, in the words of TOML.
 WORDS = {
@@ -70,6 +72,15 @@ def _off_or_path(value: Any) -> str | None:
     if not path.startswith("/"):
         raise BadInput(f"{path!r} is not an absolute path or off")
     return path
+
+
+def _file(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(SHARE):
+        return value
+    try:
+        return paths.share(value.removeprefix(SHARE))
+    except FileNotFoundError:
+        raise BadInput(f"{value!r} does not come with this pterefd") from None
 
 
 def _speed(value: Any) -> float | None:
@@ -126,6 +137,7 @@ def _told(parse: Any) -> BeforeValidator:
 
 Address = Annotated[tuple[str, int] | None, _told(_off_or_address)]
 Helper = Annotated[str | None, _told(_off_or_path)]
+File = Annotated[Path, _told(_file)]
 Size = Annotated[int, _told(_size)]
 MemorySize = Annotated[int, _told(_memory)]
 Tunable = Annotated[Any, _told(_tunable)]
@@ -200,7 +212,7 @@ class GroupTable(_Section):
 class ReplaySection(_Section):
     """[replay]. speed: factor of real time, None for max.  hold: each source before its pid 1 exits."""
 
-    traces: tuple[Path, ...] = ()
+    traces: tuple[File, ...] = ()
     speed: Speed = 1.0
     hold: StrictBool = True
 
@@ -213,7 +225,7 @@ class MmSection(_Section):
     to the first copy's pids; None puts them past the highest in use.  oom_score_adj: of its programs, None leaves it.
     """
 
-    trace: Path | None = None
+    trace: File | None = None
     workload: Name | None = None
     parameters: dict[Name, Tunable] = Field(default_factory=dict)
     seed: Annotated[StrictInt, Field(ge=0)] = 0
@@ -240,7 +252,7 @@ class PluginsSection(_Section):
     failures: of a plugin, in a row, before it is put aside.
     """
 
-    directories: tuple[Path, ...] = ()
+    directories: tuple[File, ...] = ()
     policy: Name = "largest_first"
     triggers: tuple[Name, ...] = ("on_demand",)
     policies: dict[Name, dict[Name, Tunable]] = Field(default_factory=dict)
@@ -310,14 +322,16 @@ def load(
     metrics_address: str | tuple[str, int] | None = None,
     speed: str | float | None = None,
     profile: str | None = None,
+    memory: str | None = None,
+    swap: str | None = None,
     workloads: Sequence[dict[str, Any]] = (),
 ) -> Config:
     """Read a configuration; what the command line gives stands before what the file says.
 
     path: None for the defaults alone.  Arguments that are None, or no traces, leave the file's value;
     paths among them are relative to the working directory.  metrics_address: HOST:PORT or off.
-    speed: a factor or "max".  workloads: [[mm]] tables.  Traces and workloads stand in place of all traces and [[mm]]
-    tables of the file.  Raises BadInput.
+    speed: a factor or "max".  memory: a size, in place of the file's zones, too.  workloads: [[mm]] tables.
+    Traces and workloads stand in place of all traces and [[mm]] tables of the file.  Raises BadInput.
     """
     name = str(path) if path is not None else "configuration"
     given = read(path) if path is not None else {}
@@ -330,6 +344,9 @@ def load(
         ("metrics", "address", _as_text(metrics_address)),
         ("replay", "speed", speed),
         ("host", "profile", profile),
+        ("host", "memory", memory),
+        ("host", "zones", None if memory is None else ()),
+        ("host", "swap", swap),
     ):
         if value is not None:
             overrides.setdefault(section, {})[key] = value
@@ -359,8 +376,8 @@ def _resolve(given: dict[str, Any], config: Config, base: Path) -> None:
     given["plugins"] = {**given.get("plugins", {}), "directories": _under(base, config.plugins.directories)}
 
 
-def _under(base: Path, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    return tuple(Path(os.path.abspath(base / path.expanduser())) for path in paths)
+def _under(base: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    return tuple(Path(os.path.abspath(base / file.expanduser())) for file in files)
 
 
 def read(path: Path) -> dict[str, Any]:

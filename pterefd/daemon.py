@@ -104,10 +104,10 @@ class Daemon:
         )
         self.reclaimer.on_result(self.collector.observe)
         self.host.on_kill = self._killed
+        self._ready = False
         self.metrics = self._metrics(settings.metrics.address)
         self.mount = self._mount(binding, profile.name)
         self._thread = threading.Thread(target=self._replay, name="replay", daemon=True)
-        self._ready = False
         self._panicked = False
         self._changing: dict[Path, tuple[int, int]] = {}  # plugin files as they were at the last look
 
@@ -119,7 +119,9 @@ class Daemon:
         try:
             return MetricsServer(address, registry, lambda: self._ready)
         except Missing as error:
-            raise Missing(f"{error} (--metrics-address names another, or off)") from error
+            # A daemon that runs can be given no option.
+            by = "[metrics] address" if self._ready else "--metrics-address"
+            raise Missing(f"{error} ({by} names another, or off)") from error
 
     def serve_metrics(self, address: tuple[str, int] | None) -> None:
         """Serve at another address, None for nowhere. Missing where it cannot be: the old one goes on."""
@@ -167,7 +169,7 @@ class Daemon:
         self._ready = True
         if self.metrics is not None:
             self.metrics.start()
-        warm()  # before there is anything to wait for: a kernel is loaded under the host's lock
+        warm(self._compiling)  # before there is anything to wait for: a kernel is loaded under the host's lock
         self._thread.start()
 
     def stop(self) -> None:
@@ -183,6 +185,9 @@ class Daemon:
 
     def _killed(self, kill: Kill) -> None:
         self.log.warning("oom-kill", **kill._asdict())
+
+    def _compiling(self) -> None:
+        self.log.info("compiling the kernels, once: two to three minutes")
 
     def _replay(self) -> None:
         """The replay's thread; those that it starts inherit how nice it is."""

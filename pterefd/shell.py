@@ -43,7 +43,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def choose_mount(given: Path | None, default: Path) -> str:
-    """The mount to use: the one given, else the one at default, else the only one there is.
+    """The mount to use: the one given, else the one at default, else the only one that is of use.
 
     Missing where there is none, or nobody serves it. BadInput where it is no mount of pterefd, or one must be chosen.
     """
@@ -60,26 +60,39 @@ def choose_mount(given: Path | None, default: Path) -> str:
 
 
 def _check_answers(point: str) -> None:
+    reason = _unusable(point)
+    if reason is not None:
+        raise Missing(f"{point}: {reason}")
+
+
+def _unusable(point: str) -> str | None:
+    """Why this user can do nothing with the mount at point; None where he can."""
     code = mountpoint.answer(point)
     if code is None:
-        raise Missing(f"{point}: the pterefd that is mounted there does not answer")
+        return "the pterefd that is mounted there does not answer"
     if code in mountpoint.DEAD:
-        raise Missing(f"{point}: the pterefd that was mounted there is gone")
+        return "the pterefd that was mounted there is gone"
     if code == errno.EACCES:
-        raise Missing(f"{point}: not for this user: be who runs the daemon, or set its daemon.allow_other")
-    if code:
-        raise Missing(f"{point}: {os.strerror(code)}")
+        return "not for this user: be who runs the daemon, or set its daemon.allow_other"
+    return os.strerror(code) if code else None
 
 
 def _the_mount(default: str) -> str:
-    points = dict.fromkeys(entry.point for entry in mountpoint.mounts() if entry.fstype == mountpoint.FSTYPE)
+    points = list(dict.fromkeys(entry.point for entry in mountpoint.mounts() if entry.fstype == mountpoint.FSTYPE))
     if default in points:
         return default
     if not points:
         raise Missing("no pterefd is mounted here: start one with `pterefd run`")
-    if len(points) > 1:
-        raise BadInput(f"several are mounted, choose one with --mount: {', '.join(points)}")
-    return next(iter(points))
+    if len(points) == 1:
+        return points[0]
+    reasons = {point: _unusable(point) for point in points}
+    usable = [point for point, reason in reasons.items() if reason is None]
+    if not usable:
+        said = "; ".join(f"{point}: {reason}" for point, reason in reasons.items())
+        raise Missing(f"several are mounted, and none is of use here: {said}")
+    if len(usable) > 1:
+        raise BadInput(f"several are mounted, choose one with --mount: {', '.join(usable)}")
+    return usable[0]
 
 
 def run(point: str, argv: Sequence[str]) -> int:
@@ -199,13 +212,27 @@ def _be_init(argv: Sequence[str]) -> NoReturn:
 
 
 def _start_and_reap(argv: Sequence[str]) -> int:
+    handed_on = {number for number in HANDED_ON if signal.getsignal(number) is not signal.SIG_IGN}  # nohup
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*handed_on, signal.SIGCHLD})
     ignored_by_python = [signal.SIGPIPE, signal.SIGXFSZ]
-    command = os.posix_spawnp(argv[0], list(argv), os.environ, setsigdef=ignored_by_python)
-    _hand_on(command)
+    command = os.posix_spawnp(argv[0], list(argv), os.environ, setsigmask=before, setsigdef=ignored_by_python)
     while True:
-        pid, status = os.wait()
-        if pid == command:
-            return _exit_code(status)
+        told = signal.sigwaitinfo({*handed_on, signal.SIGCHLD})
+        if told.si_signo == signal.SIGCHLD:
+            code = _reap(command)
+            if code is not None:
+                return code
+        # To those inside, pid 1 is the simulated one: what they send it reaches nobody. Who is outside has no pid here.
+        elif told.si_pid == 0:
+            os.kill(command, told.si_signo)
+
+
+def _reap(command: int) -> int | None:
+    """Take in what has ended; the command's exit code where it is among it."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid in (0, command):
+            return _exit_code(status) if pid else None
 
 
 def _leave_simulated_pids() -> None:

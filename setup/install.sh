@@ -1,9 +1,10 @@
 #!/bin/sh
-# Puts pterefd where distributions expect it, or takes it away: setup/install.sh install PYTHON | uninstall
+# Puts pterefd where distributions expect it, or takes it away: setup/install.sh install BUILDER [PYTHON] | uninstall
 #
-# PREFIX (/usr/local), DESTDIR (empty), DEPENDENCIES (yes): from the environment. PYTHON is a virtual environment's that
-# builds, with hatchling in it; what is installed runs with the interpreter below it. DEPENDENCIES=no leaves the Python
-# packages that pterefd needs to the interpreter, as a distribution's package does.
+# PREFIX (/usr/local), DESTDIR (empty), DEPENDENCIES (yes): from the environment. BUILDER is a virtual environment's Python
+# that builds, with hatchling in it; what is installed runs with PYTHON, without it with the interpreter that the
+# environment was made with. DEPENDENCIES=no leaves the Python packages that pterefd needs to that interpreter, as a
+# distribution's package does.
 #
 # Nothing is started or enabled. /etc/pterefd is written where it is not there, and is never taken away.
 set -eu
@@ -52,9 +53,56 @@ LAUNCHER
     chmod 755 "$1"
 }
 
+say() { echo "install: $*" >&2; }
+
+# asked INTERPRETER PROGRAM: what a program prints, with nothing of its caller's.
+asked() { "$1" -I -c "$2"; }
+
+# What is made for one Python's binary interface does not load into another's.
+BINARY='import sys, sysconfig; print(sys.implementation.cache_tag, sys.abiflags, sysconfig.get_platform())'
+ITSELF='import sys; print(sys.executable)'
+BELOW='import sys; print(sys._base_executable)'  # of a virtual environment, else itself
+LACKING='
+import importlib.util, re, sys, tomllib
+names = [re.match("[a-z-]+", text)[0] for text in tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"]]
+modules = {"fusepy": "fuse", "prometheus-client": "prometheus_client"}
+print(*(name for name in names if importlib.util.find_spec(modules.get(name, name)) is None))'
+
+choose_interpreter() {
+    if [ "${DEPENDENCIES:-yes}" = no ]; then
+        interpreter=$(asked "${2:-$(asked "$1" "$BELOW")}" "$ITSELF")
+        lacking=$("$interpreter" -I -c "$LACKING" "$here/pyproject.toml")
+        if [ -n "$lacking" ]; then say "$interpreter: has no $lacking, which DEPENDENCIES=no leaves to it"; fi
+    else
+        interpreter=$(asked "${2:-$1}" "$BELOW")
+        if [ "$(asked "$interpreter" "$BINARY")" != "$(asked "$1" "$BINARY")" ]; then
+            say "$interpreter: .venv was made with another Python: \`make clean\` first"
+            exit 2
+        fi
+    fi
+}
+
+# unseen PATH: which of a unit's settings hides a path from services; nothing where they see it.
+unseen() {
+    case $1 in
+    /root/*|/home/*|/run/user/*) echo "ProtectHome=" ;;
+    /tmp/*|/var/tmp/*) echo "PrivateTmp=" ;;
+    esac
+}
+
+warn_where_unseen() {
+    setting=$(unseen "$interpreter")
+    setting=${setting:-$(unseen "$(readlink -f "$interpreter")")}
+    if [ -n "$setting" ]; then
+        say "$interpreter: services cannot run it ($setting); make install PYTHON=/usr/bin/python3 takes another"
+    fi
+    setting=$(unseen "$prefix/")
+    if [ -n "$setting" ]; then say "$prefix: services do not see it ($setting); PREFIX=/usr/local is one that they do"; fi
+}
+
 do_install() {
     python=$1
-    interpreter=$("$python" -c 'import sys; print(sys.executable if "'"${DEPENDENCIES:-yes}"'" == "no" else sys._base_executable)')
+    choose_interpreter "$@"
     pip="$python -m pip -qq --disable-pip-version-check --no-input"
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
@@ -73,7 +121,7 @@ do_install() {
     # Data lies in share; the package finds it by this link, wherever all of it is moved.
     mv "$lib/pterefd/_share" "$share"
     ln -s ../../../share/pterefd "$lib/pterefd/_share"
-    "$python" -m compileall -q -s "${DESTDIR:-}" "$lib" >/dev/null || true  # some packages carry files for other Pythons
+    "$interpreter" -m compileall -q -s "${DESTDIR:-}" "$lib" >/dev/null || true  # some packages carry files for other Pythons
 
     launcher "$root/bin/pterefd" "" pterefd.cli
     launcher "$root/libexec/pterefd-mount" -I pterefd.mounthelper.__main__
@@ -89,8 +137,7 @@ do_install() {
         put 644 "$here/etc/pterefd.toml" "$etc/pterefd.toml"
         sed -i -e '/^mount = /s|"./mnt" *#.*|"/run/pterefd/proc"  # /etc/pterefd/mounts.toml allows it|' \
             -e '/^allow_other = /s|false|true |' \
-            -e '/^mount_helper = /s|"off" *#.*|"/run/pterefd-mount.socket"|' \
-            -e "/^traces = /s|\"traces/|\"$prefix/share/pterefd/etc/traces/|" "$etc/pterefd.toml"
+            -e '/^mount_helper = /s|"off" *#.*|"/run/pterefd-mount.socket"|' "$etc/pterefd.toml"
     fi
 
     manual="env PYTHONPATH=$here $python $here/setup/manual.py"
@@ -105,10 +152,7 @@ do_install() {
     cp -R "$here/docs" "$doc/"
     chmod -R u=rwX,go=rX "$lib" "$share" "$doc"
 
-    case $interpreter in
-    /root/*|/home/*)
-        echo "install: $interpreter: services cannot run it (ProtectHome=); make PYTHON=/usr/bin/python3 takes another" >&2 ;;
-    esac
+    warn_where_unseen
     if [ -z "${DESTDIR:-}" ]; then
         echo "installed; docs/systemd.md says how to go on: systemd-sysusers, systemd-tmpfiles --create," \
             "systemctl daemon-reload, systemctl enable --now pterefd"
@@ -124,7 +168,7 @@ do_uninstall() {
 }
 
 case ${1:-} in
-install) do_install "$2" ;;
+install) shift; do_install "$@" ;;
 uninstall) do_uninstall ;;
-*) echo "usage: setup/install.sh install PYTHON|uninstall" >&2; exit 2 ;;
+*) echo "usage: setup/install.sh install BUILDER [PYTHON]|uninstall" >&2; exit 2 ;;
 esac

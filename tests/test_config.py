@@ -56,6 +56,18 @@ def test_paths_are_relative_to_the_file_and_the_mount_to_the_working_directory(
     assert read.plugins.directories == (tmp_path.parent / "p",)
 
 
+def test_what_comes_with_pterefd_is_named_from_anywhere(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration outlives the prefix of the program that it was installed with."""
+    monkeypatch.chdir("/")
+    recording = paths.share("etc/traces/redis.parquet")
+    read = load(SHIPPED.read_text())
+    assert read.replay.traces == (recording,)
+    assert load("[[mm]]\ntrace = 'share:etc/traces/redis.parquet'").mm[0].trace == recording
+    assert load("plugins.directories = ['share:plugins']").plugins.directories == (paths.share("plugins"),)
+    with pytest.raises(BadInput, match=r"pterefd.toml: replay.traces.0: 'share:etc/none' does not come with this"):
+        load("replay.traces = ['share:etc/none']")
+
+
 def test_the_command_line_stands_before_the_file(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     text = "daemon.mount = '/m'\nreplay = { traces = ['a'], speed = 3 }\nmetrics = { address = 'off', max_mms = 7 }"
@@ -74,6 +86,16 @@ def test_the_command_line_stands_before_the_file(load: Any, tmp_path: Path, monk
     unchanged = load(text)
     assert (unchanged.replay.traces, unchanged.replay.speed) == ((tmp_path / "a",), 3.0)
     assert unchanged.metrics.address is None
+
+
+def test_memory_of_the_command_line_stands_before_memory_and_zones(load: Any) -> None:
+    text = "[host]\nzones = [{ name = 'Normal', managed_pages = 1024 }]\nswap = 4096"
+    assert load(text).host.zones
+    given = load(text, memory="4GiB").host
+    assert (given.memory, given.swap, given.zones) == (4 << 30, 4096, ())
+    assert load("", memory="1GiB", swap="2MiB").host.swap == 2 << 20
+    with pytest.raises(BadInput, match=r"command line: host.memory: '4' is less than 1MiB"):
+        load("", memory="4")
 
 
 def test_the_mms_of_a_host_are_its_traces_and_then_its_tables(load: Any, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pterefd import config, daemon
 from pterefd.errors import EXIT_BAD_INPUT, EXIT_MISSING, BadInput
+from pterefd.host.warm import warm
 from pterefd.procfs import mountpoint
 from tests.house import AT, EVENTS, SPAN, fault, mmap, write_trace
 from tests.reclaim.built import plugin, policy
@@ -673,6 +674,25 @@ def test_run_until_an_event(tmp_path: Path, mnt: Path) -> None:
     assert "echo 1 > " in out.getvalue()
     assert "metrics: " not in out.getvalue()
     assert seen[0].status().replay is not None
+
+
+def test_memory_of_the_command_line_is_the_hosts(start: Start) -> None:
+    """Without it there are no accounts of memory, and no knobs that need them."""
+    one = start("--memory", "1GiB", "--swap", "64MiB")
+    assert one.read("meminfo").startswith(f"MemTotal:       {1 << 20:8d} kB\n")
+    assert re.search(r"^SwapTotal: +65536 kB$", one.read("meminfo"), re.MULTILINE)
+    assert one.read("sys/vm/swappiness") == "60\n"
+
+
+def test_it_says_that_kernels_are_compiled(tmp_path: Path, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes minutes, once; a start that finds them says nothing."""
+    settings, errs, stop = settings_of(tmp_path, mnt), (StringIO(), StringIO()), threading.Event()
+    warm()
+    for err in errs:
+        stop.clear()
+        assert daemon.run(settings, stop_event=stop, out=StringIO(), err=err, started=lambda _: stop.set()) == 0
+        monkeypatch.setattr(daemon, "warm", lambda compiling: compiling())
+    assert [err.getvalue().count("compiling the kernels, once: two to three minutes") for err in errs] == [0, 1]
 
 
 def test_what_a_replay_raises_ends_the_daemon(tmp_path: Path, mnt: Path) -> None:

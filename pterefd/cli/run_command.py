@@ -26,6 +26,8 @@ from pterefd.cli.options import FILE, parameters
 @click.option("--metrics-address", metavar="HOST:PORT", help="Where Prometheus scrapes; or off.")
 @click.option("--speed", metavar="1|N|max", help="Factor of real time, or as fast as it goes.")
 @click.option("--profile", metavar="P", help="Which kernel's rules the mms live under (docs/profiles.md).")
+@click.option("--memory", metavar="SIZE", help="Of the host, which accounts none without it.")
+@click.option("--swap", metavar="SIZE", help="Of the host; needs memory.")
 def command(
     file: Path | None,
     traces: tuple[Path, ...],
@@ -34,6 +36,8 @@ def command(
     metrics_address: str | None,
     speed: str | None,
     profile: str | None,
+    memory: str | None,
+    swap: str | None,
 ) -> int | None:
     """Run the daemon: replay traces, run workloads, mount the tree, serve the metrics, until Ctrl-C or SIGTERM.
 
@@ -50,6 +54,8 @@ def command(
         metrics_address=metrics_address,
         speed=speed,
         profile=profile,
+        memory=memory,
+        swap=swap,
     )
     settings = load()
     # The daemon brings numba with it, which takes longer to load than a bad configuration to be told.

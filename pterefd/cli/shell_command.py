@@ -14,7 +14,7 @@ from pterefd.errors import PterefdError
 
 @click.command("shell", context_settings={"allow_interspersed_args": False})
 @click.option(
-    "--mount", type=FILE, metavar="DIR", help="Where the tree is mounted.  [default: ./mnt, else the only one there is]"
+    "--mount", type=FILE, metavar="DIR", help="Where the tree is mounted.  [default: ./mnt, else the only one of use]"
 )
 @click.argument("argv", nargs=-1, metavar="[-- COMMAND [ARG]...]")
 def command(mount: Path | None, argv: tuple[str, ...]) -> int:

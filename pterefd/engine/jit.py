@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numba
+from numba.core import event
 from numba.core.types import unliteral
 
 from pterefd.engine.cache import cache_directory
@@ -31,3 +33,23 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 # Small helpers on the path of every event, put in place before LLVM sees them.
 inline = numba.njit(nogil=True, cache=True, error_model="numpy", inline="always")
+
+
+class _First(event.Listener):
+    """Tells once that something has begun."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell: Callable[[], None] | None = tell
+
+    def on_start(self, event: Any) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+def told_of_compiling(tell: Callable[[], None]) -> AbstractContextManager[Any]:
+    """Within it, tell is called once where a kernel is not in the cache and has to be compiled."""
+    return event.install_listener("numba:compile", _First(tell))

@@ -21,6 +21,7 @@ FLAG_NAMES = {
     lo.VM_NOHUGEPAGE: "nohugepage",
     lo.VM_HUGETLB: "hugetlb",
     lo.VM_PFNMAP: "pfnmap",
+    lo.VM_SPECIAL: "special",
     lo.VM_IMPLIED: "implied",
     lo.VM_RAND_READ: "random",
     lo.VM_SEQ_READ: "sequential",
@@ -69,7 +70,8 @@ def rows(s: State, m: int, names: dict[int, str]) -> list[VmaRow]:
         else:
             path = ""
         named = frozenset(name for bit, name in FLAG_NAMES.items() if flags & bit)
-        offset = pgoff << lo.PAGE_SHIFT if obj > 0 else 0
+        of_file = obj > 0 and not path.startswith("[")  # [vdso] and its like have objects here, and no vm_file
+        offset = pgoff << lo.PAGE_SHIFT if of_file else 0
         result.append(
             VmaRow(start, end, prot_text(flags), bool(flags & lo.VM_SHARED), offset, path, named, max(obj, 0))
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pterefd.engine.arena import Limits
+from pterefd.engine.jit import told_of_compiling
 from pterefd.hookspecs import Kinds
 from pterefd.host.host import Host
 from pterefd.mm import events as ev
@@ -23,7 +26,13 @@ _LIMITS = Limits(
 _BASE = 1 << 40
 
 
-def warm() -> None:
+def warm(compiling: Callable[[], None] = lambda: None) -> None:
+    """Load the kernels. compiling: called once where they have to be compiled first, which takes minutes."""
+    with told_of_compiling(compiling):
+        _live()
+
+
+def _live() -> None:
     """A short life on a small host: whatever a host calls is called once."""
     ops = (ev.OP_EXEC, ev.OP_MMAP, ev.OP_FAULT, ev.OP_MLOCKALL, ev.OP_MBIND, ev.OP_FORK, ev.OP_EXIT)
     n = len(ops)

@@ -24,6 +24,7 @@ from pterefd.procfs.tree import Dir
 PAGE = 4096
 KIB_PER_PAGE = 4
 HUGE_PAGE_KIB = 2048
+KERNEL_THREADS = 2  # kthreadd and kswapd0, which have no directories here
 SWAP_AREA = "/swap"
 VMALLOC_TOTAL_KIB = ((1 << 45) - 1) >> 10
 _RELEASE_OF_THE_MAILS = "5.19.0"  # what the series are based on
@@ -184,7 +185,9 @@ def uptime(faces: Faces, _: object) -> str:
 def loadavg(faces: Faces, _: object) -> str:
     """fs/proc/loadavg.c: nothing runs; how many threads there are, and the highest pid."""
     living = faces.host.living()
-    threads = sum(process.threads for process in living)
+    # The kernel's own count too. atop reads all processes again until it finds fewer than this says, so for ever where
+    # every process has threads and there is no thread but theirs.
+    threads = KERNEL_THREADS + sum(process.threads for process in living)
     last = max((process.pid for process in living), default=0)
     return f"0.00 0.00 0.00 0/{threads} {last}\n"
 

@@ -43,18 +43,13 @@ _ROLLUP_LINES = (
     *_AFTER_PSS,
 )
 
-# show_smap_vma_flags, in the order of their bits; what the mapping may become (mr mw me ms) is not simulated
+# show_smap_vma_flags, in the order of their bits: a code stands where the mapping has one of the flags
 _VM_FLAGS = (
-    *(("growsdown", "gd"), ("pfnmap", "pf"), ("locked", "lo"), ("sequential", "sr"), ("random", "rr")),
-    *(("dontfork", "dc"), ("account", "ac"), ("noreserve", "nr"), ("hugetlb", "ht"), ("wipeonfork", "wf")),
-    *(
-        ("dontdump", "dd"),
-        ("hugepage", "hg"),
-        ("nohugepage", "nh"),
-        ("mergeable", "mg"),
-        ("uffd", "um"),
-        ("guard", "gu"),
-    ),
+    *(("gd", {"growsdown"}), ("um", {"uffd"}), ("pf", {"pfnmap"}), ("gu", {"guard"})),
+    *(("lo", {"locked", "lockonfault"}), ("io", {"pfnmap"}), ("sr", {"sequential"}), ("rr", {"random"})),
+    *(("dc", {"dontfork"}), ("de", {"special", "pfnmap", "hugetlb"}), ("lf", {"lockonfault"}), ("ac", {"account"})),
+    *(("nr", {"noreserve"}), ("ht", {"hugetlb"}), ("wf", {"wipeonfork"}), ("dd", {"dontdump", "pfnmap"})),
+    *(("hg", {"hugepage"}), ("nh", {"nohugepage"}), ("mg", {"mergeable"})),
 )
 
 
@@ -94,4 +89,12 @@ def _kib(sums: Smaps, field: str) -> int:
 def _vm_flags(row: VmaRow) -> str:
     access = [code for letter, code in zip(row.prot, ("rd", "wr", "ex"), strict=False) if letter != "-"]
     shared = ["sh"] if row.shared else []
-    return "".join(f"{code} " for code in [*access, *shared, *(code for name, code in _VM_FLAGS if name in row.flags)])
+    others = [code for code, flags in _VM_FLAGS if flags & row.flags]
+    return "".join(f"{code} " for code in [*access, *shared, *_may(row), *others])
+
+
+def _may(row: VmaRow) -> list[str]:
+    """VM_MAY*: what mprotect may make of it. A recording does not say how a file was opened: for writing, if shared."""
+    if "pfnmap" in row.flags:
+        return ["mr"]  # [vvar]
+    return ["mr", "mw", "me", *(["ms"] if row.shared else [])]

@@ -13,7 +13,14 @@ from importlib import metadata
 
 import pytest
 
-from tests.clients.simulated import Simulated, daemon, public_directory, write_configuration
+from tests.clients.simulated import (
+    Simulated,
+    daemon,
+    public_directory,
+    take_away_dead_mounts,
+    write_configuration,
+    write_shipped_configuration,
+)
 from tests.house import write_trace
 
 
@@ -23,6 +30,19 @@ def simulated() -> Iterator[Simulated]:
     with public_directory() as directory, daemon(directory, write_configuration(directory)) as running:
         running.wait_until_ended()
         yield running
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Iterator[Simulated]:
+    """What `make run` shows, at its end: one process, with two threads."""
+    with public_directory() as directory, daemon(directory, write_shipped_configuration(directory)) as running:
+        running.wait_until_ended()
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_dead_mounts() -> None:
+    take_away_dead_mounts()
 
 
 @pytest.fixture

@@ -20,12 +20,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pterefd import paths
+from pterefd.procfs import mountpoint
 from tests.house import AT, MIB, SPAN, dontneed, exec_, fault, mmap, write_trace
 
 SCRIPT = Path(sys.executable).parent / "pterefd"
 MEMORY = 512 * MIB
 SWAP = 128 * MIB
 GROUP_LIMIT = 16 * MIB
+DIRECTORIES = "pterefd-clients-"
 PROGRAM = 0x400000  # where the program's file is mapped
 STACK = 0x7FFFFF000000
 STACK_BYTES = 132 << 10
@@ -172,6 +175,20 @@ pid_base = {KILLED - 1}
     return path
 
 
+def write_shipped_configuration(directory: Path) -> Path:
+    """The shipped recording on a host without accounts of memory, as `make run` has it, but at once at its end."""
+    path = directory / "pterefd.toml"
+    path.write_text(
+        f"""
+daemon.mount = "{directory}/mnt"
+metrics.address = "off"
+replay.traces = ["{paths.share("etc/traces/redis.parquet")}"]
+replay.speed = "max"
+"""
+    )
+    return path
+
+
 @dataclass
 class Simulated:
     """A running daemon, what is mounted, and the ways to point a client at it."""
@@ -222,7 +239,8 @@ class Simulated:
 
     def wait_until_ended(self) -> None:
         deadline = time.monotonic() + 200  # kernels that changed are compiled first
-        states = [self.mount / f"sys/pterefd/replay/{number}/state" for number in range(3)]
+        replays = self.mount / "sys/pterefd/replay"
+        states = [replays / number / "state" for number in os.listdir(replays) if number.isdecimal()]
         while any(state.read_text() not in ("ended\n", "held\n") for state in states):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -252,19 +270,31 @@ class Simulated:
 @contextmanager
 def public_directory() -> Iterator[Path]:
     """A directory that other users may enter; those of pytest they may not."""
-    with tempfile.TemporaryDirectory(prefix="pterefd-clients-") as name:
+    with tempfile.TemporaryDirectory(prefix=DIRECTORIES) as name:
         os.chmod(name, 0o755)
         yield Path(name)
 
 
+def take_away_dead_mounts() -> None:
+    """What daemons left that were killed, and not terminated, in such directories."""
+    for entry in mountpoint.mounts():
+        ours = Path(entry.point).parent.name.startswith(DIRECTORIES) and entry.fstype == mountpoint.FSTYPE
+        if ours and mountpoint.answer(entry.point) in mountpoint.DEAD:
+            mountpoint.unmount(entry.point, detach=True)
+
+
 @contextmanager
 def daemon(directory: Path, configuration: Path) -> Iterator[Simulated]:
-    """A daemon with that configuration, whose mount point is mnt in directory."""
+    """A daemon with that configuration, whose mount point is mnt in directory. It ends, and unmounts, with the tests.
+
+    Also where those are killed: it is not in their process group, which `timeout -s KILL` kills as a whole.
+    """
     mount = directory / "mnt"
     mount.mkdir()
+    command = ["setpriv", "--pdeathsig", "TERM", SCRIPT, "run", "-c", configuration]
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(
-            [SCRIPT, "run", "-c", configuration], cwd=directory, stdout=subprocess.PIPE, stderr=log, text=True
+            command, cwd=directory, stdout=subprocess.PIPE, stderr=log, text=True, process_group=0
         )
     try:
         assert process.stdout is not None
@@ -272,7 +302,13 @@ def daemon(directory: Path, configuration: Path) -> Iterator[Simulated]:
         yield Simulated(mount, process)
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        try:
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+            if mountpoint.is_ours(str(mount)):
+                mountpoint.unmount(str(mount), detach=True)
 
 
 @contextmanager

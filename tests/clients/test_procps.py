@@ -201,6 +201,23 @@ def test_pmap_shows_reclaimable_page_tables(simulated: Simulated) -> None:
     assert sum(int(row["Size"]) for row in said.values()) == SIMDB.total_vm >> 10
 
 
+@pytest.mark.client("pmap -X, -XX", "procps", "every mapping of the shipped recording, with its offset and flags")
+@pytest.mark.parametrize("option", ["-X", "-XX"])
+def test_pmap_of_the_shipped_recording(shipped: Simulated, option: str) -> None:
+    text = shipped.in_shell("pmap", option, "1")
+    assert shipped.stderr == ""
+    columns, *lines = [line.split() for line in text.splitlines()[1:]]
+    said = [row for row in lines if re.fullmatch(r"[0-9a-f]{8,}", row[0])]
+    maps = [line.split() for line in shipped.read("1/maps").splitlines()]
+    assert [row[:3] for row in said] == [[start.partition("-")[0], prot, at] for start, prot, at, *_ in maps]
+    assert {row[-1] for row in said} >= {"[vvar]", "[vdso]", "[stack]"}
+    sizes = [int(row[columns.index("Size")]) for row in said]
+    assert sum(sizes) == shipped.kb(1, "VmSize")
+    if option == "-XX":
+        flags = re.findall(r"^VmFlags: (.*?) ?$", shipped.read("1/smaps"), re.MULTILINE)
+        assert all(" ".join(row).count(codes) == 1 for row, codes in zip(said, flags, strict=True))
+
+
 @pytest.mark.client("pmap PID", "procps", "the total of a process of the lowest pid, and of one that swaps")
 def test_pmap_of_pid_1(simulated: Simulated) -> None:
     """pid 1 of the namespace is pterefd's own; for pmap 1 is the simulated one."""

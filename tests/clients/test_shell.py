@@ -97,6 +97,26 @@ def test_mnt_of_the_working_directory_is_taken_without_being_named(simulated: Si
     assert said == "init\n"
 
 
+def test_of_several_mounts_those_that_are_of_no_use_do_not_count(
+    simulated: Simulated, another: Simulated, tmp_path: Path
+) -> None:
+    """In a mount namespace, where no other daemon's is: one of two must be chosen, the only living one need not be."""
+    others = [
+        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if "fuse.pterefd" in line
+    ]
+    hidden = [point for point in others if point not in (str(simulated.mount), str(another.mount))]
+    script = 'for point in "$@"; do umount -l "$point"; done; exec "$SCRIPT" shell -- cat /proc/1/comm'
+    within = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *hidden)
+    environment = {**simulated.environment, "SCRIPT": str(SCRIPT)}
+    simulated.run(*within, cwd=tmp_path, env=environment, code=125)
+    assert simulated.stderr.startswith("pterefd: several are mounted, choose one with --mount: ")
+    another.process.kill()
+    another.process.wait()
+    assert simulated.run(*within, cwd=tmp_path, env=environment) == "init\n"
+    simulated.run(*within, str(simulated.mount), cwd=tmp_path, env=environment, code=125)
+    assert simulated.stderr == f"pterefd: {another.mount}: the pterefd that was mounted there is gone\n"
+
+
 def test_what_is_no_mount_is_refused_in_one_line(simulated: Simulated, tmp_path: Path) -> None:
     simulated.run(SCRIPT, "shell", "--mount", tmp_path, "--", "true", code=125)
     assert simulated.stderr == f"pterefd: {tmp_path}: no pterefd is mounted there\n"
@@ -116,7 +136,6 @@ def test_a_mount_that_cannot_be_read_is_refused(another: Simulated) -> None:
     another.process.wait()
     another.in_shell("true", code=125)
     assert another.stderr == f"pterefd: {another.mount}: the pterefd that was mounted there is gone\n"
-    subprocess.run(["fusermount3", "-u", "-z", another.mount], check=True)
 
 
 # -- how it ends -----------------------------------------------------------------------------------
@@ -156,6 +175,20 @@ def test_a_signal_is_handed_on_and_nothing_stays_behind(simulated: Simulated, tm
     assert process.wait(30) == 9
     sleepers = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"987654" in _cmdline(path)]
     assert sleepers == []
+
+
+def test_a_signal_to_pid_1_from_inside_reaches_nobody(simulated: Simulated) -> None:
+    """That is the simulated pid 1 to those who send it, and not what started their shell."""
+    script = "for name in TERM HUP USR1 USR2 INT QUIT KILL STOP; do kill -$name 1; done; sleep 0.3; echo alive"
+    assert simulated.in_shell("sh", "-c", script) == "alive\n"
+    assert simulated.run(sys.executable, "-c", AS_NOBODY, simulated.mount, "--", "sh", "-c", script) == "alive\n"
+
+
+def test_what_the_command_left_behind_is_reaped(simulated: Simulated) -> None:
+    """Orphans become children of pid 1; one that is not waited for keeps its number."""
+    script = "pid=$(sh -c 'sleep 0.1 >&- & echo $!'); sleep 0.6; kill -0 $pid"
+    simulated.in_shell("sh", "-c", script, code=1)
+    assert "No such process" in simulated.stderr
 
 
 def _cmdline(path: Path) -> bytes:

@@ -48,3 +48,9 @@ def test_it_lists_all(simulated: Simulated) -> None:
         assert said.get(name, "") == text.split("\n")[-1], name
     assert not {name for name in said if name.startswith(("net.", "fs.", "hostproc"))}
     assert "vm.free_ptes" not in said
+
+
+def test_a_host_without_memory_has_no_such_knobs_and_4_tib(shipped: Simulated) -> None:
+    shipped.in_shell("sysctl", "vm.swappiness", code=1)
+    assert shipped.stderr.strip().endswith("vm/swappiness: No such file or directory")
+    assert shipped.in_shell("free", "-k").split()[7] == str(4 << 30)

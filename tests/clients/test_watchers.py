@@ -121,6 +121,13 @@ def test_atop(simulated: Simulated) -> None:
             assert owners[tid] == (known.uid, known.uid, known.pid, 1)
 
 
+@pytest.mark.client("atop -P PRG", "atop", "that it comes to an end where every process has threads")
+def test_atop_where_every_process_has_threads(shipped: Simulated) -> None:
+    """It reads all of them again until it finds fewer threads than loadavg says."""
+    text = shipped.in_shell("atop", "-P", "PRG", "0", "1")
+    assert {int(line.split()[6]) for line in text.splitlines() if "(redis-server)" in line} >= {1}
+
+
 # -- earlyoom ----------------------------------------------------------------------------------------
 
 

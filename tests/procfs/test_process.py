@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -139,6 +140,65 @@ def test_pages_that_fork_shares_are_shared_out(tmp_path: Path) -> None:
     write = tree.open("/1/oom_score_adj", os.O_WRONLY)
     assert write.write(b"0", 0) == 1  # nothing has changed: the counts are kept
     assert numbers(read(tree, "/1/smaps_rollup")) == one
+
+
+PROT_BITS = {"r": 1, "w": 2, "x": 4}
+MAP_BITS = {"shared": 1, "private": 2, "anonymous": 0x20, "growsdown": 0x100, "noreserve": 0x4000}
+MAPPINGS = (
+    *(("---", "private,anonymous"), ("---", "private,anonymous,noreserve"), ("r--", "private,anonymous")),
+    *(("rw-", "private,anonymous"), ("rw-", "private,anonymous,noreserve"), ("r-x", "private,anonymous")),
+    *(("rw-", "private,anonymous,growsdown"), ("rw-", "shared,anonymous"), ("---", "shared,anonymous")),
+    *(("r-x", "private"), ("rw-", "private"), ("rw-", "shared")),
+)
+
+
+def vm_flags(text: str) -> dict[int, str]:
+    """The line of each mapping of smaps, by its start."""
+    return {int(start, 16): line for start, line in re.findall(r"^([0-9a-f]+)-.*?^VmFlags: (.*?)$", text, re.M | re.S)}
+
+
+@pytest.mark.kernel
+def test_vm_flags_are_the_kernels(tmp_path: Path) -> None:
+    """The same mappings here and on a host, those of no access among them."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mmap.restype = ctypes.c_void_p
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    path = tmp_path / "file"
+    path.write_bytes(bytes(SPAN))
+    file = os.open(path, os.O_RDWR)
+    events: list[Event] = [exec_(1, "one")]
+    starts = []
+    for number, (prot, flags) in enumerate(MAPPINGS):
+        bits = sum(MAP_BITS[flag] for flag in flags.split(",")) | 0x100000  # MAP_FIXED_NOREPLACE
+        access = sum(PROT_BITS.get(letter, 0) for letter in prot)
+        at = libc.mmap(0x10_0000_0000 + number * (1 << 30), SPAN, access, bits, file if "anon" not in flags else -1, 0)
+        of_file = {} if "anonymous" in flags else {"path": str(path), "offset": 0, "file_size": SPAN}
+        events.append(mmap(1, at, SPAN, prot=prot, flags=flags, **of_file))
+        starts.append(at)
+    try:
+        theirs = vm_flags(Path("/proc/self/smaps").read_text())
+    finally:
+        for at in starts:
+            libc.munmap(at, SPAN)
+        os.close(file)
+    ours = vm_flags(read(proc_tree(house(tmp_path, events).faces), "/1/smaps"))
+    assert [ours[at] for at in starts] == [theirs[at] for at in starts]
+
+
+@pytest.mark.kernel
+def test_the_kernels_own_mappings_are_shown_as_it_shows_them(tmp_path: Path) -> None:
+    """As a recording has them: they are of no file, so their offset reads as 0."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    special = {line[-1]: line for line in lines if line[-1].startswith(("[vvar", "[vdso"))}
+    events: list[Event] = [exec_(1, "one")]
+    for name, (where, prot, *_) in special.items():
+        start, end = (int(part, 16) for part in where.split("-"))
+        events.append(mmap(1, start, end - start, prot=prot[:3], path=name))
+    tree = proc_tree(house(tmp_path, events).faces)
+    assert [line.split() for line in read(tree, "/1/maps").splitlines()] == list(special.values())
+    theirs = vm_flags(Path("/proc/self/smaps").read_text())
+    assert vm_flags(read(tree, "/1/smaps")).items() <= theirs.items()
 
 
 # -- pte_pages ------------------------------------------------------------------------------------

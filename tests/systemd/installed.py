@@ -18,10 +18,11 @@ UNITS = ("pterefd.service", "pterefd@.service", "pterefd-mount.socket", "pterefd
 NOBODY = 65534
 
 
-def install(root: Path, *, prefix: str = "/usr") -> None:
-    """`make install DESTDIR=root`, with the packages of the tests' own environment."""
+def install(root: Path, *, prefix: str = "/usr", interpreter: str | Path = sys.executable) -> str:
+    """`make install DESTDIR=root`, with the packages of the tests' own environment; what it says on stderr."""
     environment = {**os.environ, "DESTDIR": str(root), "PREFIX": prefix, "DEPENDENCIES": "no"}
-    subprocess.run([ROOT / "setup" / "install.sh", "install", sys.executable], env=environment, check=True)
+    command = [ROOT / "setup" / "install.sh", "install", sys.executable, interpreter]
+    return subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE, text=True).stderr
 
 
 def kernels(target: Path, package: Path = PACKAGE, *, user: int = 0) -> Path:

@@ -95,7 +95,6 @@ def test_the_installed_daemon_is_mounted_by_the_installed_helper(root: Path, tmp
         ("/run/pterefd/proc", point),
         ("/run/pterefd-mount.socket", helper.socket),
         ("127.0.0.1:9738", "127.0.0.1:0"),
-        ("/usr/share/", f"{root}/usr/share/"),
     ):
         assert text.count(f'"{there}') == 1
         text = text.replace(f'"{there}', f'"{here}')
@@ -177,6 +176,7 @@ def test_a_configuration_that_is_there_stays(tmp_path: Path) -> None:
     assert "ExecStart=/usr/local/bin/pterefd run" in unit
     helper = (tmp_path / "usr/local/lib/systemd/system/pterefd-mount@.service").read_text()
     assert "ExecStart=-/usr/local/libexec/pterefd-mount" in helper
+    assert "/usr" not in (tmp_path / "etc/pterefd/pterefd.toml").read_text()  # another prefix may be next
     (tmp_path / "etc/pterefd/pterefd.toml").write_text("# mine\n")
     (tmp_path / "usr/local/lib/pterefd/old").touch()
     install(tmp_path, prefix="/usr/local")
@@ -192,6 +192,54 @@ def test_uninstalled_nothing_but_the_configuration_is_left(root: Path, tmp_path:
     subprocess.run([ROOT / "setup/install.sh", "uninstall"], env=environment, check=True, capture_output=True)
     left = [path.relative_to(copy).as_posix() for path in files(copy)]
     assert left == ["etc/pterefd/mounts.toml", "etc/pterefd/pterefd.toml", "usr/bin/other"]
+
+
+# -- which interpreter -------------------------------------------------------------------------------
+
+
+def environment_in(directory: Path) -> Path:
+    """The Python of an empty virtual environment."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+    return directory / "bin" / "python"
+
+
+def test_the_interpreter_that_is_named_is_taken(tmp_path: Path) -> None:
+    """And what it lacks is said, where the packages are left to it."""
+    named = environment_in(tmp_path / "named")
+    root = tmp_path / "root"
+    said = install(root, prefix="/usr", interpreter=named)
+    assert (root / "usr/bin/pterefd").read_text().startswith(f"#!{named} \n")
+    assert f"install: {named}: has no click " in said
+    assert f"install: {named}: services cannot run it (PrivateTmp=); make install PYTHON=/usr/bin/python3" in said
+
+
+def test_a_prefix_that_services_do_not_see_is_told(tmp_path: Path) -> None:
+    assert "install: /home/me: services do not see it (ProtectHome=)" in install(tmp_path, prefix="/home/me")
+
+
+def test_packages_that_do_not_fit_the_interpreter_are_refused(tmp_path: Path) -> None:
+    """They are those of .venv, made for another Python."""
+    other = tmp_path / "python"
+    other.write_text('#!/bin/sh\ncase $3 in *cache_tag*) echo cpython-399 ;; *) echo "$0" ;; esac\n')
+    other.chmod(0o755)
+    result = subprocess.run(
+        [ROOT / "setup/install.sh", "install", sys.executable, other],
+        env={**os.environ, "DESTDIR": str(tmp_path / "root"), "PREFIX": "/usr", "DEPENDENCIES": "yes"},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"install: {other}: .venv was made with another Python: `make clean` first\n"
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(("given", "named"), [((), ""), (("PYTHON=/opt/python3",), " /opt/python3")])
+def test_make_names_the_interpreter_where_somebody_did(given: tuple[str, ...], named: str) -> None:
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    command = ["make", "-n", "-C", str(ROOT), "install", *given]
+    text = subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in text.splitlines() if "setup/install.sh" in line]
+    assert line.rstrip().endswith(f"setup/install.sh install .venv/bin/python{named}")
 
 
 @pytest.mark.parametrize("target", ["install", "uninstall"])

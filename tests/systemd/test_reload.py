@@ -186,7 +186,7 @@ def test_a_port_in_use_is_refused_and_the_old_one_goes_on(start: Start) -> None:
         ((event, fields),) = events(one.reload(JSON + f"metrics.address = '{address}'\nreplay.speed = 9"))
     assert (event, fields["error"]) == (
         "configuration refused, the old one stays",
-        f"metrics: {address}: Address already in use (--metrics-address names another, or off)",
+        f"metrics: {address}: Address already in use ([metrics] address names another, or off)",
     )
     assert "pterefd_build_info" in scrape(port)
     assert one.read("sys/pterefd/replay/speed") == "max\n"
