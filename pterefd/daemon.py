@@ -117,7 +117,7 @@ class Daemon:
         if address is None:
             return None
         try:
-            return MetricsServer(address, registry, lambda: self._ready)
+            return MetricsServer(address, registry, lambda: self._ready, self._fault)
         except Missing as error:
             raise Missing(f"{error} (--metrics-address names another, or off)") from error
 
@@ -153,7 +153,7 @@ class Daemon:
             allow_other=self.settings.daemon.allow_other,
             helped=Helped(helper) if helper is not None else None,
             caller=log.caller,
-            fault=lambda e: self.log.error("fault", exc_info=e),
+            fault=self._fault,
         )
 
     # -- life -----------------------------------------------------------------------------------
@@ -180,6 +180,9 @@ class Daemon:
             self.log.warning("somebody was still inside the mount; it is detached", mount=self.mount.point)
         if self.metrics is not None:
             self.metrics.stop()
+
+    def _fault(self, error: BaseException) -> None:
+        self.log.error("fault", exc_info=error)
 
     def _killed(self, kill: Kill) -> None:
         self.log.warning("oom-kill", **kill._asdict())
