@@ -201,8 +201,11 @@ class Daemon:
 
     def check(self) -> None:
         """Raise what ended a part of the daemon that should go on."""
+        alive = self._thread.is_alive()  # asked first: its failure is there before it ends
         if self.failure is not None:
             raise self.failure
+        if not alive and (left := [replay.number for replay in self.replays if not replay.ended]):
+            raise RuntimeError(f"the replay's thread is gone, replays {left} are not at their end")
         if self.host.panicked is not None and not self._panicked:
             self._panicked = True
             self.log.error("panic", reason=self.host.panicked)

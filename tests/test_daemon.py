@@ -674,6 +674,18 @@ def test_what_a_replay_raises_ends_the_daemon(tmp_path: Path, mnt: Path) -> None
     assert os.listdir(mnt) == []
 
 
+def test_a_replay_that_nobody_runs_any_more_ends_the_daemon(tmp_path: Path, mnt: Path) -> None:
+    """Its thread is gone, and raised nothing."""
+
+    def started(one: daemon.Daemon) -> None:
+        assert one.replays[0].state != "ended"
+        one.conductor.stop()
+
+    with pytest.raises(RuntimeError, match=r"replay's thread is gone, replays \[0\] are not at their end"):
+        daemon.run(settings_of(tmp_path, mnt), out=StringIO(), err=StringIO(), started=started)
+    assert os.listdir(mnt) == []
+
+
 def test_a_terminal_has_a_live_line(script: Path, tmp_path: Path, mnt: Path) -> None:
     trace = write_trace(tmp_path / "trace.jsonl", HELD)
     master, slave = pty.openpty()
