@@ -207,7 +207,6 @@ def count_object(s, o, m, addr, budget, spans, maps, n):
             break
         end = s.vma[v, V_END]
         shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
-        budget -= 1
         addr = max(addr, next_page(s, m, addr, end))
         while addr < end:
             if budget <= 0:
@@ -229,6 +228,7 @@ def count_object(s, o, m, addr, budget, spans, maps, n):
                     _count_entries(s, p, j, j + behind - page, maps[spans[i]], (page + shift) & 511)
                 page = behind
             addr = next_page(s, m, last << PAGE_SHIFT, end) if last << PAGE_SHIFT < end else end
+        budget -= 1
     return m, addr, n
 
 

@@ -60,7 +60,7 @@ def sums(machine: Host) -> dict[int, list[Any]]:
 
 def in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few pages at a time, and no room for counts to begin with."""
-    for name, number in {"SLICE_PAGES": 2, "SLICE_WALK": 2, "SLICE_MAPPINGS": 2, "ROOM": 2}.items():
+    for name, number in {"SLICE_PAGES": 1, "SLICE_WALK": 1, "SLICE_MAPPINGS": 1, "ROOM": 2}.items():
         monkeypatch.setattr(walks_module, name, number)
 
 
