@@ -31,6 +31,7 @@ SLICE_WALK = 4096  # PTE pages that are summed up under the lock at a time, wher
 MAPPING_COST = 16  # of a mapping, in such pages
 SLICE_MAPPINGS = 1 << 16  # mappings, when only they are looked at
 ROOM = 64  # rows of counts to begin with
+SLICE_ROWS = 1024  # mappings whose swapped out shared memory is looked up under the lock at a time
 RUNS = 4096  # runs of equal PTE pages handed out at a time
 MOST_SPANS = 1 << 22  # 8 TiB of one file: of one that is mapped further, each page counts as mapped once
 STALE = 10  # counts of mappings serve for so many times as long as they took to make
@@ -121,9 +122,11 @@ class Walks:
             with self._host.looking():
                 self._check(process)
                 index, addr = self._slice(process.mm, rows, index, addr, sharing, sums)
-        with self._host.looking():
-            self._check(process)
-            swapped = [self._swapped(row) for row in rows]
+        swapped: list[int] = []
+        while len(swapped) < len(rows):
+            with self._host.looking():
+                self._check(process)
+                swapped += [self._swapped(row) for row in rows[len(swapped) : len(swapped) + SLICE_ROWS]]
         reclaimable = self._reclaimable(pid, rows)
         result = []
         for row, values, shmem, pages in zip(rows, sums.tolist(), swapped, reclaimable, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pterefd.host import maps
 from pterefd.host import walks as walks_module
 from pterefd.host.host import Host
 from pterefd.host.memory import Memory
@@ -99,6 +100,19 @@ def test_what_shares_memory_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     found = sums(machine)
     assert [sum(part.pss for _, part in found[pid]) >> sm.PSS_SHIFT for pid in (1, 2, 3, 4)] == [SPAN] * 4
     assert [sum(part.rss for _, part in found[pid]) for pid in (1, 2, 3, 4)] == [4 * SPAN] * 4
+
+
+def test_rows_of_mappings_are_made_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many as an mm may have: 0.5 s of Python, and all else waits for who holds it."""
+    machine, before, locked = crowd(), maps.rows, list[bool]()
+
+    def rows(mappings: maps.Copied) -> list[maps.VmaRow]:
+        locked.append(machine.lock.locked())
+        return before(mappings)
+
+    monkeypatch.setattr(maps, "rows", rows)
+    assert len(machine.vmas(1)) == len(machine.walks.smaps(1)) == 4
+    assert locked == [False, False]
 
 
 def disturbances(seed: int) -> Iterator[Event]:
