@@ -6,8 +6,10 @@ mount point. Parts are started from the inside out and stopped the other way rou
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -52,6 +54,10 @@ REPLAY_NICE = 10
 # A thread that waits for Python's lock gets it after this long (5 ms by default): the time that a
 # read of the mount may wait for the replay's or a scrape's Python code.
 SWITCH_SECONDS = 0.0005
+
+
+class Stopped(Exception):
+    """By a signal, before all had started."""
 
 
 class Daemon:
@@ -117,7 +123,7 @@ class Daemon:
         if address is None:
             return None
         try:
-            return MetricsServer(address, registry, lambda: self._ready)
+            return MetricsServer(address, registry, lambda: self._ready, self._fault)
         except Missing as error:
             # A daemon that runs can be given no option.
             by = "[metrics] address" if self._ready else "--metrics-address"
@@ -155,22 +161,47 @@ class Daemon:
             allow_other=self.settings.daemon.allow_other,
             helped=Helped(helper) if helper is not None else None,
             caller=log.caller,
-            fault=lambda e: self.log.error("fault", exc_info=e),
+            fault=self._fault,
         )
 
     # -- life -----------------------------------------------------------------------------------
-    def start(self) -> None:
-        """Mount, serve, replay. Where it raises, nothing is left mounted."""
+    def start(self, stopping: threading.Event) -> None:
+        """Mount, serve, replay. Where it raises, nothing is left mounted. Stopped where it was, on the way."""
         sys.setswitchinterval(SWITCH_SECONDS)
         helped = self.settings.daemon.mount_helper is not None  # and takes away what is dead by itself
         if mountpoint.is_dead(self.mount.point) if helped else mountpoint.prepare(self.mount.point):
             self.log.warning("recovered the mount that a killed daemon left", mount=self.mount.point)
         self.mount.start()
-        self._ready = True
         if self.metrics is not None:
             self.metrics.start()
-        warm(self._compiling)  # before there is anything to wait for: a kernel is loaded under the host's lock
+        self._warm(stopping)
+        self._ready = True
         self._thread.start()
+
+    def _warm(self, stopping: threading.Event) -> None:
+        """Load the kernels before there is anything to wait for: that is done under the host's lock.
+
+        At a first start they are compiled, and no signal reaches a thread that is inside the compiler.
+        """
+        result: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                warm(self._compiling)
+            except BaseException as error:
+                result.put(error)
+            else:
+                result.put(None)
+
+        threading.Thread(target=work, name="kernels", daemon=True).start()
+        while not stopping.is_set():
+            with suppress(queue.Empty):
+                if (error := result.get(timeout=TICK_SECONDS)) is not None:
+                    raise error
+                return
+        # It cannot be told to stop, and Python's own end would take away under it what it works with.
+        atexit.register(os._exit, EXIT_DONE)
+        raise Stopped
 
     def stop(self) -> None:
         """End the replays, unmount, free the port. May be called at any time, also after a failed start."""
@@ -182,6 +213,9 @@ class Daemon:
             self.log.warning("somebody was still inside the mount; it is detached", mount=self.mount.point)
         if self.metrics is not None:
             self.metrics.stop()
+
+    def _fault(self, error: BaseException) -> None:
+        self.log.error("fault", exc_info=error)
 
     def _killed(self, kill: Kill) -> None:
         self.log.warning("oom-kill", **kill._asdict())
@@ -203,8 +237,11 @@ class Daemon:
 
     def check(self) -> None:
         """Raise what ended a part of the daemon that should go on."""
+        alive = self._thread.is_alive()  # asked first: its failure is there before it ends
         if self.failure is not None:
             raise self.failure
+        if not alive and (left := [replay.number for replay in self.replays if not replay.ended]):
+            raise RuntimeError(f"the replay's thread is gone, replays {left} are not at their end")
         if self.host.panicked is not None and not self._panicked:
             self._panicked = True
             self.log.error("panic", reason=self.host.panicked)
@@ -311,7 +348,7 @@ def run(
     with stopped_by_signals(stopping, stopping if hangs_up else hup):
         try:
             service.status("mounting, loading the kernels")  # which are compiled at a first start: minutes
-            daemon.start()
+            daemon.start(stopping)
             print(daemon.hints(), end="", file=sys.stdout if out is None else out, flush=True)
             logger.info("started", mount=daemon.mount.point, profile=settings.host.profile, traces=len(daemon.replays))
             service.ready()
@@ -333,6 +370,8 @@ def run(
                 line.show(status)
                 service.status(text(status))
                 watchdog.tick()
+        except Stopped:
+            pass
         finally:
             service.stopping()
             watchdog.stop()

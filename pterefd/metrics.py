@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,7 +144,7 @@ class HostCollector(Collector):
     def _mms(self, snapshot: Snapshot, host_kind: str) -> Iterator[Metric]:
         view = snapshot.view
         own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self.max_mms)
-        labels = [[str(pid), snapshot.comm(pid), host_kind] for pid in view.pid[own].tolist()]
+        labels = [[str(pid), _encodable(snapshot.comm(pid)), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])
         for gauge in MM_GAUGES:
@@ -259,7 +260,7 @@ class HostCollector(Collector):
         )
 
     def _replay(self, kind: str) -> Iterator[Metric]:
-        labels = {(str(replay.number), PurePath(replay.name).name): replay for replay in self._replays}
+        labels = {(str(replay.number), _encodable(PurePath(replay.name).name)): replay for replay in self._replays}
         events = dict(self._host.events_total)
         yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
         states = {(*label, state): float(replay.state == state) for label, replay in labels.items() for state in STATES}
@@ -316,6 +317,11 @@ def split(
     return own[np.argsort(-key[own], kind="stable")], rest
 
 
+def _encodable(text: str) -> str:
+    """A name of the machine's, whose bytes may be anything, as a label."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _counter(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
     """A counter with `host_kind` after its labels. values: by label value, or by tuple of them."""
     return _filled(CounterMetricFamily(name, help, labels=[*labels, "host_kind"]), kind, values)
@@ -339,12 +345,20 @@ class MetricsServer:
     """HTTP on one address: /metrics, /-/healthy, /-/ready.
 
     Bound when made (Missing where the address is taken), serving from start() to stop().
+    fault: told of what should not have been raised.
     """
 
-    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
-        handler = type("Handler", (_Handler,), {"registry": registry, "ready": staticmethod(ready)})
+    def __init__(
+        self,
+        address: tuple[str, int],
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        fault: Callable[[BaseException], None],
+    ) -> None:
+        members = {"registry": registry, "ready": staticmethod(ready), "fault": staticmethod(fault)}
+        handler = type("Handler", (_Handler,), members)
         try:
-            self._server = _Server(address, handler)
+            self._server = _Server(address, handler, fault)
         except OSError as e:
             raise Missing(f"metrics: {shown_address(address)}: {e.strerror or e}") from None
         self._thread = threading.Thread(
@@ -378,7 +392,10 @@ def shown_address(address: tuple[str, int]) -> str:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(
+        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], fault: Callable[[BaseException], None]
+    ) -> None:
+        self._fault = fault
         self.address_family = AF_INET6 if ":" in address[0] else AF_INET
         super().__init__(address, handler)
 
@@ -387,11 +404,15 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no matter of ours."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError | TimeoutError):
+            self._fault(error)
 
 
 class _Handler(BaseHTTPRequestHandler):
     registry: CollectorRegistry
     ready: Callable[[], bool]
+    fault: Callable[[BaseException], None]
     timeout = SLOW_CLIENT_SECONDS
     server_version = "pterefd"
     sys_version = ""
@@ -399,8 +420,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(200, encode(self.registry), content_type)
+            self._metrics()
         elif path == "/-/healthy":
             self._answer(200, b"pterefd is healthy\n")
         elif path == "/-/ready":
@@ -410,6 +430,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, b"pterefd: see /metrics, /-/healthy, /-/ready\n")
         else:
             self._answer(404, b"not found\n")
+
+    def _metrics(self) -> None:
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            body = encode(self.registry)
+        except Exception as error:
+            self.fault(error)
+            self._answer(500, b"the metrics cannot be made: a fault of pterefd; its log says more\n")
+        else:
+            self._answer(200, body, content_type)
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -1,18 +1,18 @@
 """A changed configuration taken up while the daemon runs: what can be is, what cannot is named, and nothing by halves.
 
-A new configuration is checked as a whole before anything is changed. Only what differs from the configuration before
-is set: what was written to the mount meanwhile stays, where the file says what it said.
+A new configuration is checked as a whole before anything is changed; what only the daemon itself can judge comes first
+and is taken back where something of it is refused. Only what differs from the configuration before is set: what was
+written to the mount meanwhile stays, where the file says what it said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pterefd import log, paths
 from pterefd.config import Config
-from pterefd.errors import BadInput
+from pterefd.errors import PterefdError
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.seats import Seats
 from pterefd.session.machine import memory_of, profile_of
@@ -44,8 +44,6 @@ class Running(Protocol):
 
 
 Take = Callable[["Running", Config, Config], None]  # daemon, configuration before, now
-
-PLUGIN_FILES = "plugins.directories"  # looked through for new and changed files at every reload
 
 # What a restart takes, and why.
 RESTART = {
@@ -124,10 +122,21 @@ def _limits(daemon: Running, _: Config, now: Config) -> None:
     daemon.reclaimer.set_limits(now.plugins.deadline, now.plugins.failures)
 
 
+def _new_plugins(daemon: Running, before: Config, now: Config) -> list[str]:
+    """What was loaded aside may meet names here that stay until a restart. Returns what came in. BadInput."""
+    section = now.plugins
+    with now.blamed("plugins"):
+        came = daemon.reclaimer.reload(within=[paths.share("plugins"), *section.directories])
+        by_trigger = section.policies_by_trigger()
+        daemon.reclaimer.check_known([section.policy, *by_trigger.values()], [*section.triggers, *by_trigger])
+        for name, values in _changed(before.plugins.policies, section.policies):
+            daemon.reclaimer.check_tunables("policy", name, values)
+        for name, values in _changed(before.plugins.trigger_tunables(), section.trigger_tunables()):
+            daemon.reclaimer.check_tunables("trigger", name, values)
+    return came
+
+
 def _directories(daemon: Running, before: Config, now: Config) -> None:
-    daemon.reclaimer.look_into(now.plugins.directories)
-    with suppress(BadInput):  # a file that has changed since the check; what does not fit is in the log
-        daemon.reclaimer.reload()
     gone = [str(path) for path in before.plugins.directories if path not in now.plugins.directories]
     if gone:
         daemon.log.warning("what is in stays until a restart", key="plugins.directories", directories=gone)
@@ -137,7 +146,7 @@ def _at_the_next_look(_: Running, __: Config, ___: Config) -> None:
     """The main loop reads it of the settings."""
 
 
-# What a reload takes up, in this order: first what the machine may refuse; new plugins before who names them.
+# What a reload takes up, in this order; only the first may be refused, by the machine.
 TAKEN: dict[str, Take] = {
     "metrics.address": _metrics_address,
     "metrics.max_mms": _max_mms,
@@ -145,7 +154,7 @@ TAKEN: dict[str, Take] = {
     "daemon.log_level": _log,
     "host.vm": _vm,
     "replay.speed": _speed,
-    PLUGIN_FILES: _directories,
+    "plugins.directories": _directories,
     "plugins.policies": _policies,
     "plugins.trigger": _trigger,
     "plugins.policy": _policy,
@@ -160,7 +169,7 @@ ABOUT = {
     "metrics.address": "taken up; where it cannot be had, all of the reload is refused",
     "host.vm": "taken up, each knob that differs; nothing where the host accounts no memory",
     "replay.speed": "taken up, for every replay",
-    PLUGIN_FILES: "new ones are taken up; what is in stays until a restart",
+    "plugins.directories": "new ones are taken up; what is in stays until a restart",
 }
 
 
@@ -205,11 +214,19 @@ def take_up(daemon: Running, now: Config) -> None:
     old, new = keys(before), keys(now)
     differ = [key for key in new if new[key] != old[key]]
     check(now, sources=not {"replay.traces", "mm"}.isdisjoint(differ))
-    taken = [key for key in TAKEN if key in differ or key == PLUGIN_FILES]
-    for key in taken:
-        TAKEN[key](daemon, before, now)
+    taken = [key for key in TAKEN if key in differ]
+    directories = daemon.reclaimer.look_into(now.plugins.directories)
+    try:
+        came = _new_plugins(daemon, before, now)
+        for key in taken:
+            TAKEN[key](daemon, before, now)
+    except PterefdError:
+        daemon.reclaimer.forget(directories)
+        raise
     daemon.settings = _kept(before, now)
-    daemon.log.info("configuration reloaded", keys=[key for key in taken if key in differ])
+    if came:
+        daemon.log.info("plugins reloaded", plugins=came)
+    daemon.log.info("configuration reloaded", keys=taken)
     for key in differ:
         if key in RESTART:
             daemon.log.warning("not taken up until a restart", key=key, reason=RESTART[key])

@@ -129,6 +129,13 @@ def start(tmp_path: Path, mnt: Path, script: Path) -> Iterator[Start]:
     mountpoint.unmount(str(mnt), detach=True)
 
 
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 def pids(mnt: Path) -> set[int]:
     """Directories of processes in the mount."""
     return {int(name) for name in os.listdir(mnt) if name.isdecimal()}
@@ -300,6 +307,36 @@ def test_a_start_recovers_what_a_killed_daemon_left(start: Start, mnt: Path) -> 
     code, log = two.end()
     assert code == 0
     assert "recovered the mount" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_while_the_kernels_are_compiled(
+    script: Path, tmp_path: Path, mnt: Path, number: int, unused_port: int
+) -> None:
+    """A first start, which takes minutes; it is not ready as long as they last."""
+    trace, cache = write_trace(tmp_path / "trace.jsonl", HELD), tmp_path / "cache"
+    metrics = f"127.0.0.1:{unused_port}"
+    command = [str(script), "run", "--trace", str(trace), "--mount", str(mnt), "--metrics-address", metrics]
+    process = subprocess.Popen(
+        command, env={**os.environ, "PTEREFD_CACHE": str(cache)}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        until(lambda: (mnt / "sys/pterefd/pid").exists() and any(cache.rglob("*.nbi")))
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"http://{metrics}/-/ready", timeout=10)
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(60) == 0
+        assert time.monotonic() - began < 5
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert said.splitlines()[-1].endswith("stopped")
+        assert "Traceback" not in said
+        assert not mountpoint.is_ours(str(mnt))
+        assert os.listdir(mnt) == []
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_it_stops_in_the_middle_of_a_replay(start: Start) -> None:
@@ -700,6 +737,18 @@ def test_what_a_replay_raises_ends_the_daemon(tmp_path: Path, mnt: Path) -> None
         one.failure = BadInput("trace: broken")
 
     with pytest.raises(BadInput, match="trace: broken"):
+        daemon.run(settings_of(tmp_path, mnt), out=StringIO(), err=StringIO(), started=started)
+    assert os.listdir(mnt) == []
+
+
+def test_a_replay_that_nobody_runs_any_more_ends_the_daemon(tmp_path: Path, mnt: Path) -> None:
+    """Its thread is gone, and raised nothing."""
+
+    def started(one: daemon.Daemon) -> None:
+        assert one.replays[0].state != "ended"
+        one.conductor.stop()
+
+    with pytest.raises(RuntimeError, match=r"replay's thread is gone, replays \[0\] are not at their end"):
         daemon.run(settings_of(tmp_path, mnt), out=StringIO(), err=StringIO(), started=started)
     assert os.listdir(mnt) == []
 

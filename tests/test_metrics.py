@@ -18,8 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 
 from pterefd import __version__, log, paths
 from pterefd.errors import EXIT_MISSING, Missing
@@ -298,9 +300,14 @@ def test_split_takes_the_largest(sizes: list[tuple[int, int]], k: int) -> None:
 # -- the server --------------------------------------------------------------------------------------
 
 
+def no_fault(error: BaseException) -> None:
+    raise AssertionError from error
+
+
 @pytest.fixture
 def server(here: House) -> Iterator[MetricsServer]:
-    server = MetricsServer(("127.0.0.1", 0), registry_of(here), lambda: here.replays[0].state == "ended")
+    ended = lambda: here.replays[0].state == "ended"  # noqa: E731
+    server = MetricsServer(("127.0.0.1", 0), registry_of(here), ended, no_fault)
     server.start()
     yield server
     server.stop()
@@ -372,6 +379,65 @@ def test_head_has_no_body(server: MetricsServer) -> None:
     connection.close()
 
 
+class Failing(Collector):
+    """Metrics that cannot be had, as long as `label` is None; then one that cannot be written, or can."""
+
+    label: str | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("pterefd_x", "X.", labels=["x"])
+        if self.label is None:
+            raise ZeroDivisionError("division by zero")
+        family.add_metric([self.label], 1)
+        yield family
+
+
+def test_metrics_that_cannot_be_made_are_an_error_and_told() -> None:
+    registry, failing, told = CollectorRegistry(auto_describe=False), Failing(), list[BaseException]()
+    registry.register(failing)
+    failing.label, server = None, MetricsServer(("127.0.0.1", 0), registry, lambda: True, told.append)
+    server.start()
+    try:
+        assert get(server, "/metrics")[0] == 500
+        assert [type(error) for error in told] == [ZeroDivisionError]
+        failing.label = "\udcff"
+        status, _, text = get(server, "/metrics")
+        assert (status, "\n") == (500, text[-1])
+        assert [type(error) for error in told[1:]] == [UnicodeEncodeError]
+        failing.label = "fine"
+        assert get(server, "/metrics")[0] == 200
+        assert len(told) == 2
+    finally:
+        server.stop()
+
+
+def test_what_ends_a_request_is_told_but_for_a_client_that_went_away(here: House) -> None:
+    told: list[BaseException] = []
+    server = MetricsServer(("127.0.0.1", 0), registry_of(here), lambda: 1 / 0 > 0, told.append)
+    server.start()
+    try:
+        with pytest.raises(http.client.RemoteDisconnected):
+            get(server, "/-/ready")
+        assert [type(error) for error in told] == [ZeroDivisionError]
+        for error in (ConnectionResetError(), BrokenPipeError(), TimeoutError()):
+            try:
+                raise error
+            except OSError:
+                server._server.handle_error(None, None)
+        assert len(told) == 1
+    finally:
+        server.stop()
+
+
+def test_a_name_of_any_bytes_is_a_label(tmp_path: Path) -> None:
+    """A comm that is no text, as a workload may have it: a scrape of all the others goes on."""
+    here = house(tmp_path, [*spans(1, full=1, zero=0, empty=1)])
+    here.host.process(1).comm = "a\udcff\ud800z"
+    text = generate_latest(registry_of(here)).decode()
+    (family,) = (family for family in parse_text(text) if family.name == "pterefd_mm_pgtables_bytes")
+    assert [sample.labels["comm"] for sample in family.samples] == ["a\\udcff\\ud800z"]
+
+
 def test_a_client_that_says_nothing_keeps_nobody_waiting(server: MetricsServer) -> None:
     with socket.create_connection(server.address, timeout=10):
         assert get(server, "/metrics")[0] == 200
@@ -379,15 +445,15 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting(server: MetricsServer) 
 
 def test_a_port_in_use_is_one_line(server: MetricsServer, here: House) -> None:
     with pytest.raises(Missing, match=rf"^metrics: 127\.0\.0\.1:{server.address[1]}: Address already in use$") as taken:
-        MetricsServer(server.address, registry_of(here), lambda: True)
+        MetricsServer(server.address, registry_of(here), lambda: True, no_fault)
     assert taken.value.exit_code == EXIT_MISSING
 
 
 def test_the_port_is_free_after_stop(here: House) -> None:
-    server = MetricsServer(("127.0.0.1", 0), registry_of(here), lambda: True)
+    server = MetricsServer(("127.0.0.1", 0), registry_of(here), lambda: True, no_fault)
     address = server.address
     server.stop()
-    again = MetricsServer(address, registry_of(here), lambda: True)
+    again = MetricsServer(address, registry_of(here), lambda: True, no_fault)
     again.start()
     again.stop()
 

@@ -558,7 +558,8 @@ class Host:
     def vmas(self, pid: int) -> list[maps.VmaRow]:
         """The mm's mappings, in order. Takes the lock."""
         with self.looking():
-            return maps.rows(self._s, self.process(pid).mm, self._object_names)
+            mappings = maps.copied(self._s, self.process(pid).mm, self._object_names)
+        return maps.rows(mappings)
 
     @property
     def outside(self) -> int:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from pterefd.engine import layout as lo
 from pterefd.engine.state import State
@@ -54,15 +58,32 @@ def prot_text(flags: int) -> str:
     return "".join(letter if flags & bit else "-" for bit, letter in bits)
 
 
-def rows(s: State, m: int, names: dict[int, str]) -> list[VmaRow]:
-    """Mappings of mm m in order. names: path of each S.obj record."""
+class Copied(NamedTuple):
+    """What is known of the mappings of an mm: copied under the lock, looked at without.
+
+    vmas: int64[n, 5], the first columns of S.vma, in order.  heap: [start, end).  paths: by record of S.obj.
+    """
+
+    vmas: npt.NDArray[np.int64]
+    heap: tuple[int, int]
+    paths: dict[int, str]
+
+
+def copied(s: State, m: int, names: dict[int, str]) -> Copied:
+    """Of mm m. names: path of each S.obj record."""
     position, length = int(s.mm[m, lo.M_VMAS]), int(s.mm[m, lo.M_VMAS + 1])
-    heap_start, heap_end = int(s.mm[m, lo.M_START_BRK]), int(s.mm[m, lo.M_BRK])
+    vmas = s.vma[s.val[position : position + length], :5]
+    paths = {obj: names.get(obj, "/dev/zero (deleted)") for obj in np.unique(vmas[:, lo.V_OBJ]).tolist() if obj > 0}
+    return Copied(vmas, (int(s.mm[m, lo.M_START_BRK]), int(s.mm[m, lo.M_BRK])), paths)
+
+
+def rows(mappings: Copied) -> list[VmaRow]:
+    """A row of each."""
+    heap_start, heap_end = mappings.heap
     result = []
-    for v in s.val[position : position + length].tolist():
-        start, end, flags, pgoff, obj = s.vma[v, :5].tolist()
+    for start, end, flags, pgoff, obj in mappings.vmas.tolist():
         if obj > 0:
-            path = names.get(obj, "/dev/zero (deleted)")
+            path = mappings.paths[obj]
         elif start < heap_end and end > heap_start:
             path = "[heap]"
         elif flags & lo.VM_STACK:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 I32 = npt.NDArray[np.int32]
 
-SLICE_PAGES = 1024  # PTE pages that are looked through under the lock at a time
+SLICE_PAGES = 512  # PTE pages whose entries are counted under the lock at a time
+SLICE_WALK = 4096  # PTE pages that are summed up under the lock at a time, where their entries are alike
+MAPPING_COST = 16  # of a mapping, in such pages
+SLICE_MAPPINGS = 1 << 16  # mappings, when only they are looked at
+ROOM = 64  # rows of counts to begin with
+SLICE_ROWS = 1024  # mappings whose swapped out shared memory is looked up under the lock at a time
 RUNS = 4096  # runs of equal PTE pages handed out at a time
 MOST_SPANS = 1 << 22  # 8 TiB of one file: of one that is mapped further, each page counts as mapped once
 STALE = 10  # counts of mappings serve for so many times as long as they took to make
@@ -117,9 +122,11 @@ class Walks:
             with self._host.looking():
                 self._check(process)
                 index, addr = self._slice(process.mm, rows, index, addr, sharing, sums)
-        with self._host.looking():
-            self._check(process)
-            swapped = [self._swapped(row) for row in rows]
+        swapped: list[int] = []
+        while len(swapped) < len(rows):
+            with self._host.looking():
+                self._check(process)
+                swapped += [self._swapped(row) for row in rows[len(swapped) : len(swapped) + SLICE_ROWS]]
         reclaimable = self._reclaimable(pid, rows)
         result = []
         for row, values, shmem, pages in zip(rows, sums.tolist(), swapped, reclaimable, strict=True):
@@ -132,7 +139,7 @@ class Walks:
         self, mm: int, rows: list[VmaRow], index: int, addr: int, sharing: _Sharing, sums: npt.NDArray[np.int64]
     ) -> tuple[int, int]:
         """A millisecond's worth from address addr of mapping rows[index] on. Returns where it ended."""
-        left = SLICE_PAGES
+        left = SLICE_WALK
         while index < len(rows) and left > 0:
             row = rows[index]
             if "pfnmap" in row.flags or "hugetlb" in row.flags:
@@ -141,8 +148,8 @@ class Walks:
             begin = max(addr, row.start)
             shift = (row.offset - row.start) >> lo.PAGE_SHIFT
             counts = (sharing.small, *sharing.folios, *sharing.objects.get(row.obj, _NOTHING))
-            addr = int(sm.smaps_walk(self._s, mm, begin, row.end, shift, *counts, left, sums[index]))
-            left -= 1 + (addr - begin) // lo.SPAN
+            addr, left = sm.smaps_walk(self._s, mm, begin, row.end, shift, *counts, left, sums[index])
+            left -= MAPPING_COST
             if addr >= row.end:
                 index, addr = index + 1, 0
         return index, addr
@@ -192,29 +199,39 @@ class Walks:
         return sharing
 
     def _count_anon(self) -> _Sharing:
-        s = self._s
-        with self._host.looking():
-            shared, folios = (int(s.g[lo.G_POOLS + pool * lo.POOL_COLUMNS]) for pool in (lo.POOL_SHARED, lo.POOL_FOLIO))
-            small = np.zeros((max(shared, 1), 2), dtype=np.int32)
-            if s.g[lo.G_ACCOUNT] and shared > 1:
-                sm.count_shared(s, small)
-            index = np.zeros(max(folios, 1), dtype=np.int32)
-            found = int(sm.mark_folios(s, index)) if folios > 1 else 0
-            mapped = np.zeros((found + 1, 513), dtype=np.int32)
-            if found:
-                sm.count_folios(s, index, mapped)
-            return _Sharing(self._host.publications, small, (index, mapped), {})
+        s, publication = self._s, self._host.publications
+        most, many = (int(s.g[lo.G_POOLS + pool * lo.POOL_COLUMNS]) for pool in (lo.POOL_SHARED, lo.POOL_FOLIO))
+        small = np.zeros((max(most, 1), 2), dtype=np.int32)
+        index = np.zeros(max(many, 1), dtype=np.int32)
+        mapped = np.zeros((ROOM, 513), dtype=np.int32)
+        row, found = 1, 0
+        while row and (most > 1 or many > 1):
+            mapped = _with_room(mapped, found)
+            with self._host.looking():
+                row, found = sm.count_anon(s, row, 512 * SLICE_PAGES, small, index, mapped, found)
+        folio = int(found > 0)
+        while folio:
+            with self._host.looking():
+                folio = sm.count_pmds(s, folio, 512 * SLICE_PAGES, index, mapped)
+        return _Sharing(publication, small, (index, mapped), {})
 
     def _count_object(self, obj: int) -> tuple[I32, I32]:
-        with self._host.looking():
-            reach = int(sm.object_spans(self._s, obj))
-            if reach > MOST_SPANS or int(self._s.obj[obj, lo.O_REFS]) <= 1:
-                return _NOTHING
-            spans = np.zeros(reach, dtype=np.int32)
-            found = int(sm.mark_spans(self._s, obj, spans))
-            counts = np.zeros((found + 1, 512), dtype=np.int32)
-            sm.count_object(self._s, obj, spans, counts)
-            return spans, counts
+        s = self._s
+        mm, addr, reach = 1, 0, 0
+        while mm:
+            with self._host.looking():
+                if int(s.obj[obj, lo.O_REFS]) <= 1:
+                    return _NOTHING
+                mm, addr, reach = sm.object_spans(s, obj, mm, addr, SLICE_MAPPINGS, reach)
+        if reach > MOST_SPANS:
+            return _NOTHING
+        spans, counts = np.zeros(reach, dtype=np.int32), np.zeros((ROOM, 512), dtype=np.int32)
+        mm, addr, found = 1, 0, 0
+        while mm:
+            counts = _with_room(counts, found)
+            with self._host.looking():
+                mm, addr, found = sm.count_object(s, obj, mm, addr, SLICE_PAGES, spans, counts, found)
+        return spans, counts
 
     # ---- pte_pages ----------------------------------------------------------------------------
 
@@ -227,7 +244,7 @@ class Walks:
         while addr < lo.ADDRESS_END:
             with self._host.looking():
                 self._check(process)
-                n, addr = sm.list_pages(self._s, process.mm, addr, 16 * SLICE_PAGES, runs)
+                n, addr = sm.list_pages(self._s, process.mm, addr, 4 * SLICE_WALK, runs)
             part: list[PteRun] = []
             for start, pages, mapped, zero, kind in runs[:n].tolist():
                 run = PteRun(start, pages, mapped, zero, KINDS[kind])
@@ -264,14 +281,21 @@ class Walks:
         """Call every kernel of the walks once: a first reader would compile it with the host's lock held."""
         s, none, most = self._s, np.zeros(1, dtype=np.int32), np.zeros((1, 513), dtype=np.int32)
         with self._host.looking():
-            sm.count_shared(s, np.zeros((1, 2), dtype=np.int32))
-            sm.mark_folios(s, none)
-            sm.count_folios(s, none, most)
-            sm.object_spans(s, 0)
-            sm.mark_spans(s, 0, none)
-            sm.count_object(s, 0, none, _NOTHING[1])
+            sm.count_anon(s, 1, 0, np.zeros((1, 2), dtype=np.int32), none, most, 0)
+            sm.count_pmds(s, 1, 0, none, most)
+            sm.object_spans(s, 0, 1, 0, 0, 0)
+            sm.count_object(s, 0, 1, 0, 0, none, _NOTHING[1], 0)
         for pid in self._host.pids():
             self.smaps(pid)
             list(self.pte_pages(pid))
             self.start_stack(pid)
             self.program(pid)
+
+
+def _with_room(counts: I32, found: int) -> I32:
+    """The counts with room for one more than were found."""
+    if found + 1 < len(counts):
+        return counts
+    more = np.zeros((2 * len(counts), counts.shape[1]), dtype=np.int32)
+    more[: len(counts)] = counts
+    return more

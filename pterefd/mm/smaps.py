@@ -1,8 +1,8 @@
 """What walks of a page table show: smaps and pte_pages. Nothing here changes anything. fs/proc/task_mmu.c.
 
-Who else maps a page is not kept with the page. For small anonymous pages rows of S.ent are counted (count_shared); for
-pages of files and shared memory the mappings of the object are gone through (mark_spans, count_object); for pages of
-large folios the PTEs that map them (count_folios).
+Who else maps a page is not kept with the page. For anonymous memory rows of S.ent are counted (count_anon), with PMD
+entries for large folios (count_pmds); for pages of files and shared memory the mappings of the object are gone through
+(count_object). These go on from where they ended: in between, events may run and records may come, go and be others.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pterefd.engine.layout import (
     FROW_SHIFT,
     G_ACCOUNT,
     G_POOLS,
+    M_ALIVE,
     O_KIND,
     OBJ_FILE,
     P_ENT,
@@ -36,6 +37,7 @@ from pterefd.engine.layout import (
     PAGE_SHIFT,
     POOL_COLUMNS,
     POOL_ENT,
+    POOL_MM,
     REF_MAPPED,
     REF_ZERO_SHIFT,
     SPAN,
@@ -48,7 +50,7 @@ from pterefd.engine.layout import (
     VM_STACK,
 )
 from pterefd.engine.tables import entry_index, next_page, page_of
-from pterefd.mm.vma import next_mapping, vma_count, vma_record
+from pterefd.mm.vma import vma_count, vma_first, vma_record
 
 PSS_SHIFT = 12  # fractions of a byte, as in struct mem_size_stats
 
@@ -72,6 +74,9 @@ PSS_SHIFT = 12  # fractions of a byte, as in struct mem_size_stats
 ) = range(15)
 SM_COLUMNS = 15
 
+# What a PTE page costs smaps_walk beside one whose entries are alike and need no look: of an object, and with a row.
+OBJECT_COST, ROW_COST = 8, 64
+
 # ---- a run of equal PTE pages ---------------------------------------------------------------------------
 RUN_START, RUN_PAGES, RUN_MAPPED, RUN_ZERO, RUN_KIND = range(5)
 RUN_COLUMNS = 5
@@ -83,110 +88,148 @@ RUN_HUGE_ZERO = 6  # ... of the huge zero page
 
 
 @kernel
-def count_shared(s, maps):
-    """maps[h, 0] and maps[h, 1] (int32[n, 2]): PTE pages that map shared small page h, that hold its swap slot."""
-    top = s.g[G_POOLS + POOL_ENT * POOL_COLUMNS]
-    for x in range(1, top):
-        r = s.entfol[x]
-        if r == 0 or s.frow[r, FROW_COUNT] == 0:
-            continue
-        for j in range(512):
-            v = s.frow[r, j]
-            if v < 0:
-                maps[-v >> 1, -v & 1] += s.entref[x]
+def count_anon(s, x, budget, small, index, folios, n):
+    """Who else maps what rows of S.ent hold, from row x on.
 
-
-@kernel
-def mark_folios(s, index):
-    """index[f] (int32[n]): 1 + number of folio f, where PTEs map pages of it. Returns how many were numbered."""
-    n = 0
-    top = s.g[G_POOLS + POOL_ENT * POOL_COLUMNS]
-    for x in range(1, top):
-        r = s.entfol[x]
-        if r == 0 or s.frow[r, FROW_COUNT] == 0:
-            continue
-        for j in range(512):
-            f = s.frow[r, j] >> FROW_SHIFT
-            if s.frow[r, j] > 0 and index[f] == 0:
-                n += 1
-                index[f] = n
-    return n
-
-
-@kernel
-def count_folios(s, index, maps):
-    """maps[index[f], j] (int32[n, 513]): PTEs that map page j of folio f; column 512: PMD entries that map it."""
-    top = s.g[G_POOLS + POOL_ENT * POOL_COLUMNS]
-    for x in range(1, top):
-        r = s.entfol[x]
-        if r == 0 or s.frow[r, FROW_COUNT] == 0:
-            continue
-        for j in range(512):
-            v = s.frow[r, j]
-            if v > 0:
-                maps[index[v >> FROW_SHIFT], v & FROW_PAGE] += 1
-                maps[index[v >> FROW_SHIFT], 512] -= 1
-    for f in range(len(index)):
-        if index[f]:
-            maps[index[f], 512] += s.fol[f, F_MAPS]
-
-
-@kernel
-def mark_spans(s, o, spans):
-    """spans[i] (int32[n]): 1 + number of the i-th 512 pages of object o, where some mm has a PTE page for them.
-
-    Returns how many were numbered.
+    small[h, 0] and small[h, 1] (int32[k, 2]): PTE pages that map shared small page h, that hold its swap slot.
+    index[f] (int32[k]): number of folio f, from 1 on, where PTEs map pages of it; n have one so far.
+    folios[index[f], j] (int32[k, 513]): PTEs that map page j of folio f; column 512: less those of all its pages.
+    Returns (row to go on from, n): after `budget` entries, where a row without any of those is as one, or where folios
+    has no room; row 0 at the end.  Records that have come since the arrays were made are passed over.
     """
-    n = 0
-    m, k = next_mapping(s, o, 1, 0)
-    while m:
-        v = vma_record(s, m, k)
-        shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
-        addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
-        while addr < s.vma[v, V_END]:
-            first = max(addr, s.vma[v, V_START])
-            last = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END]) - 1
-            for i in range(((first >> PAGE_SHIFT) + shift) >> 9, (((last >> PAGE_SHIFT) + shift) >> 9) + 1):
-                if spans[i] == 0:
+    top = s.g[G_POOLS + POOL_ENT * POOL_COLUMNS]
+    while x < top:
+        if budget <= 0:
+            return x, n
+        budget -= 1
+        r = s.entfol[x]
+        if r != 0 and s.frow[r, FROW_COUNT] != 0:
+            for j in range(512):
+                f = s.frow[r, j] >> FROW_SHIFT
+                if s.frow[r, j] > 0 and f < len(index) and index[f] == 0:
+                    if n + 1 == len(folios):
+                        return x, n
                     n += 1
-                    spans[i] = n
-            addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
-        m, k = next_mapping(s, o, m, k + 1)
-    return n
+                    index[f] = n
+            for j in range(512):
+                v = s.frow[r, j]
+                f = v >> FROW_SHIFT
+                if v > 0 and f < len(index):
+                    folios[index[f], v & FROW_PAGE] += 1
+                    folios[index[f], 512] -= 1
+                elif v < 0 and -v >> 1 < len(small):
+                    small[-v >> 1, -v & 1] += s.entref[x]
+            budget -= 511
+        x += 1
+    return 0, n
 
 
 @kernel
-def object_spans(s, o):
-    """How many times 512 pages of object o mappings reach to."""
-    n = 0
-    m, k = next_mapping(s, o, 1, 0)
-    while m:
-        v = vma_record(s, m, k)
+def count_pmds(s, f, budget, index, folios):
+    """folios[index[f], 512] becomes the number of PMD entries that map folio f, from f on; count_anon has gone before.
+
+    Returns the folio to go on from, after `budget` of them; 0 at the end.
+    """
+    end = min(f + budget, len(index))
+    for i in range(f, end):
+        if index[i]:
+            folios[index[i], 512] += s.fol[i, F_MAPS]
+    return end if end < len(index) else 0
+
+
+@kernel
+def _seek(s, o, m, addr, budget):
+    """The first mapping of object o that ends above address addr of mm m, or in a later mm.
+
+    Returns (mm, record of the mapping, address in it, budget left).  Record 0: there is none, and mm 0; or `budget` mms
+    and mappings have been looked at, and (mm, address) is where to go on.
+    """
+    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
+    while m < top and budget > 0:
+        if s.mm[m, M_ALIVE]:
+            for k in range(vma_first(s, m, addr), vma_count(s, m)):
+                v = vma_record(s, m, k)
+                addr = max(addr, s.vma[v, V_START])
+                if s.vma[v, V_OBJ] == o:
+                    return m, v, addr, budget
+                if budget <= 0:
+                    return m, 0, addr, budget
+                budget -= 1
+        m += 1
+        addr = 0
+        budget -= 1
+    return m if m < top else 0, 0, 0, budget
+
+
+@kernel
+def object_spans(s, o, m, addr, budget, n):
+    """How many times 512 pages of object o mappings reach to; n so far, up to address addr of mm m: (1, 0) at first.
+
+    Returns (mm, address, n), to go on from after `budget` mms and mappings; mm 0 at the end.
+    """
+    while budget > 0:
+        m, v, addr, budget = _seek(s, o, m, addr, budget)
+        if v == 0:
+            break
         end = s.vma[v, V_PGOFF] + ((s.vma[v, V_END] - s.vma[v, V_START]) >> PAGE_SHIFT)
         n = max(n, (end + 511) >> 9)
-        m, k = next_mapping(s, o, m, k + 1)
-    return n
+        addr = s.vma[v, V_END]
+        budget -= 1
+    return m, addr, n
 
 
 @kernel
-def count_object(s, o, spans, maps):
-    """maps[spans[i], j] (int32[n, 512]): entries of all mms that map page 512 * i + j of object o."""
-    m, k = next_mapping(s, o, 1, 0)
-    while m:
-        v = vma_record(s, m, k)
+def _count_entries(s, p, j, end, row, at):
+    """row[at], row[at + 1], ... get one more for entries [j, end) of PTE page p that map a page of an object."""
+    e = s.pte[p, P_ENT]
+    whole = entry_at(s, p, j) & E_STATE
+    if e > 0:
+        for i in range(j, end):
+            state = s.ent[e, i] & E_STATE
+            if state == E_FILE or state == E_SHMEM:
+                row[at + i - j] += 1
+    elif whole == E_FILE or whole == E_SHMEM:
+        for i in range(end - j):
+            row[at + i] += 1
+
+
+@kernel
+def count_object(s, o, m, addr, budget, spans, maps, n):
+    """maps[spans[i], j] (int32[k, 512]): entries of all mms that map page 512 * i + j of object o.
+
+    spans[i] (int32[k]): number of the i-th 512 pages, from 1 on, where some mm has a PTE page for them; n have one so
+    far.  Begins at address addr of mm m: (1, 0) for all.  Returns (mm, address, n), to go on from after `budget` PTE
+    pages, mms and mappings, or where maps has no room; mm 0 at the end.  What lies beyond spans is passed over.
+    """
+    while budget > 0:
+        m, v, addr, budget = _seek(s, o, m, addr, budget)
+        if v == 0:
+            break
+        end = s.vma[v, V_END]
         shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
-        addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
-        while addr < s.vma[v, V_END]:
-            first = max(addr, s.vma[v, V_START])
-            end = min((addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
-            p = page_of(s, m, first)
-            for page in range(first >> PAGE_SHIFT, end >> PAGE_SHIFT):
-                state = entry_at(s, p, page & 511) & E_STATE
-                at = page + shift
-                if (state == E_FILE or state == E_SHMEM) and at >> 9 < len(spans) and spans[at >> 9]:
-                    maps[spans[at >> 9], at & 511] += 1
-            addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
-        m, k = next_mapping(s, o, m, k + 1)
+        addr = max(addr, next_page(s, m, addr, end))
+        while addr < end:
+            if budget <= 0:
+                return m, addr, n
+            budget -= 1
+            p = page_of(s, m, addr)
+            page = addr >> PAGE_SHIFT
+            last = min((addr & ~(SPAN - 1)) + SPAN, end) >> PAGE_SHIFT
+            while page < last:
+                i = (page + shift) >> 9
+                behind = min(last, ((i + 1) << 9) - shift)
+                if i < len(spans):
+                    if spans[i] == 0:
+                        if n + 1 == len(maps):
+                            return m, page << PAGE_SHIFT, n
+                        n += 1
+                        spans[i] = n
+                    j = page & 511
+                    _count_entries(s, p, j, j + behind - page, maps[spans[i]], (page + shift) & 511)
+                page = behind
+            addr = next_page(s, m, last << PAGE_SHIFT, end) if last << PAGE_SHIFT < end else end
+        budget -= 1
+    return m, addr, n
 
 
 # ---- smaps ----------------------------------------------------------------------------------------------
@@ -242,9 +285,10 @@ def _maps_of_anon(s, x, j, shared, index, folios):
 def smaps_walk(s, m, start, end, shift, shared, index, folios, spans, maps, budget, row):
     """Add what the entries of [start, end), of one mapping, hold to row (int64[SM_COLUMNS]).
 
-    shift: page of the object less page of the address.  shared, (index, folios), (spans, maps): of count_shared,
-    count_folios, count_object; the last are empty for memory without an object.  Returns where it ended, end or after
-    `budget` PTE pages.  fs/proc/task_mmu.c smaps_pte_range, smaps_account.
+    shift: page of the object less page of the address.  shared, (index, folios), (spans, maps): of count_anon and
+    count_object; the last are empty for memory without an object.  Returns (where it ended, budget left): at end, or
+    after `budget` PTE pages whose entries are alike; the others cost OBJECT_COST, ROW_COST.
+    fs/proc/task_mmu.c smaps_pte_range, smaps_account.
     """
     addr = next_page(s, m, start, end)
     while addr < end and budget > 0:
@@ -262,6 +306,7 @@ def smaps_walk(s, m, start, end, shift, shared, index, folios, spans, maps, budg
         if state == E_HUGE:
             f = folio_of(s, p)
             if f < len(index) and index[f]:
+                budget -= ROW_COST
                 for j in range(first, last):
                     _add_anon(row, PAGE, _maps_of_page(s, f, j, index, folios), whole)
             else:
@@ -273,6 +318,7 @@ def smaps_walk(s, m, start, end, shift, shared, index, folios, spans, maps, budg
             row[SM_SWAP] += size
             row[SM_SWAP_PSS] += size << PSS_SHIFT
         elif e > 0 or state == E_FILE or state == E_SHMEM:
+            budget -= ROW_COST if e > 0 else OBJECT_COST
             for j in range(first, last):
                 code = entry_at(s, p, j)
                 state = code & E_STATE
@@ -289,7 +335,7 @@ def smaps_walk(s, m, start, end, shift, shared, index, folios, spans, maps, budg
                     # a recording does not say which pages of a file were written to through a mapping
                     _add(row, PAGE, n, state == E_SHMEM, SM_PSS_SHMEM if state == E_SHMEM else SM_PSS_FILE)
         addr = next_page(s, m, span + SPAN, end)
-    return min(addr, end)
+    return min(addr, end), budget
 
 
 # ---- pte_pages ------------------------------------------------------------------------------------------

@@ -160,17 +160,21 @@ class Plugins:
         new = Loaded(origin, plugin)
         for kind, implementation in _registrations(origin, plugin):
             new.classes[kind] = self._classes_of(origin, kind, implementation)
+        self._let_go(origin)
+        for kind, classes in new.classes.items():
+            self.classes[kind].update(classes)
+            self.origin.update({f"{kind} {name}": origin for name in classes})
+        self.manager.register(plugin, name=origin)
+        self._loaded[origin] = new
+
+    def _let_go(self, origin: str) -> None:
+        """What came from there, if anything did, is in no more."""
         old = self._loaded.pop(origin, None)
         if old is not None:
             self.manager.unregister(old.plugin)
             for kind, classes in old.classes.items():
                 for name in classes:
                     del self.classes[kind][name], self.origin[f"{kind} {name}"]
-        for kind, classes in new.classes.items():
-            self.classes[kind].update(classes)
-            self.origin.update({f"{kind} {name}": origin for name in classes})
-        self.manager.register(plugin, name=origin)
-        self._loaded[origin] = new
 
     def _classes_of(self, origin: str, kind: str, implementation: Any) -> dict[str, type[Any]]:
         """Call one plugin's register hook; each class that it gives is checked."""
@@ -198,9 +202,20 @@ class Plugins:
             implementation.function(register)
         return found
 
-    def look_into(self, directories: Iterable[Path]) -> None:
-        """Directories whose files changed() and reload() are about, too, from now on."""
-        self._directories += [directory for directory in directories if directory not in self._directories]
+    def look_into(self, directories: Iterable[Path]) -> list[Path]:
+        """Directories whose files changed() and reload() are about, too, from now on. Returns those that are new."""
+        new = [directory for directory in dict.fromkeys(directories) if directory not in self._directories]
+        self._directories += new
+        return new
+
+    def forget(self, directories: Iterable[Path]) -> None:
+        """Directories that are looked into no more; what their files have brought goes."""
+        gone = set(directories)
+        self._directories = [directory for directory in self._directories if directory not in gone]
+        for path in [path for path in self._stamps if path.parent in gone]:
+            del self._stamps[path]
+            self.refused.discard(path)
+            self._let_go(str(path))
 
     # ---- later --------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -165,13 +165,32 @@ class Reclaimer:
 
     def set_tunables(self, kind: str, name: str, values: dict[str, Any]) -> None:
         """Tunables of a policy or a trigger, all at once; None stands for a tunable's default. BadInput."""
-        seats = self._policies if kind == "policy" else self._triggers
-        given = {key: seats.default(name, key) if value is None else value for key, value in values.items()}
-        seats.set_values(name, given)
+        seats = self._seats(kind)
+        seats.set_values(name, _given(seats, name, values))
 
-    def look_into(self, directories: Iterable[Path]) -> None:
-        """Plugin directories that reload() takes files from, too."""
-        self._plugins.look_into(directories)
+    def check_tunables(self, kind: str, name: str, values: dict[str, Any]) -> None:
+        """BadInput where set_tunables() would not take them."""
+        seats = self._seats(kind)
+        seats.with_values(name, _given(seats, name, values))
+
+    def check_known(self, policies: Iterable[str], triggers: Iterable[str]) -> None:
+        """BadInput where there is no policy, or no trigger, of a name."""
+        for seats, names in ((self._policies, policies), (self._triggers, triggers)):
+            for name in names:
+                seats.known(name)
+
+    def _seats(self, kind: str) -> Seats:
+        return self._policies if kind == "policy" else self._triggers
+
+    def look_into(self, directories: Iterable[Path]) -> list[Path]:
+        """Plugin directories that reload() takes files from, too. Returns those that are new."""
+        return self._plugins.look_into(directories)
+
+    def forget(self, directories: Iterable[Path]) -> None:
+        """Plugin directories that reload() takes no files from; what came from there is in no more."""
+        with self._acting:
+            self._plugins.forget(directories)
+            self._drop_missing()
 
     def on_result(self, observer: Callable[[ReclaimResult], None]) -> None:
         """Call observer with every result."""
@@ -200,15 +219,20 @@ class Reclaimer:
         """Plugin files that are new or have changed, with a stamp of what they are now."""
         return self._plugins.changed()
 
-    def reload(self, files: Iterable[Path] | None = None) -> list[str]:
+    def reload(self, files: Iterable[Path] | None = None, *, within: Collection[Path] | None = None) -> list[str]:
         """Take up new and changed plugin files, and those that did not fit so far (these, or all that there are).
 
         What was there carries on otherwise. Returns what came in, as `KIND NAME`. BadInput, in one line, where a file
-        does not fit, once the others are in.
+        does not fit, once the others are in.  within: only those of these directories, and it is the caller's to log
+        what came in.
         """
         names: list[tuple[str, str]] = []
         errors: list[str] = []
-        waiting = list(self._plugins.to_try() if files is None else files)
+        waiting = [
+            path
+            for path in (self._plugins.to_try() if files is None else files)
+            if within is None or path.parent in within
+        ]
 
         def steps(watch: Watch) -> None:
             while waiting:
@@ -220,20 +244,24 @@ class Reclaimer:
 
         with self._acting:
             guarded(steps, None if self._deadline is None else max(self._deadline, IMPORT_SECONDS), late)
-            for seats in (self._policies, self._triggers):
-                seats.drop_missing()
-            self._do_without()
+            self._drop_missing()
         came = [f"{kind} {name}" for kind, name in names]
-        if came:
-            self._log.info("plugins reloaded", plugins=came)
-        for reason in errors:
-            self._log.error("plugin refused", error=reason)
+        if within is None:
+            if came:
+                self._log.info("plugins reloaded", plugins=came)
+            for reason in errors:
+                self._log.error("plugin refused", error=reason)
         if errors:
             raise BadInput("; ".join(errors))
         return came
 
-    def _do_without(self) -> None:
-        """Policies and triggers in charge that files had and have no more: others take their place, and it is said."""
+    def _drop_missing(self) -> None:
+        """Forget what no plugin registers any more, and do without it.
+
+        Policies and triggers in charge that files had and have no more: others take their place, and it is said.
+        """
+        for seats in (self._policies, self._triggers):
+            seats.drop_missing()
         if self._policy not in self._policies:
             self._log.warning("policy is gone", policy=self._policy, instead=DEFAULT_POLICY)
             self._policy = DEFAULT_POLICY
@@ -520,6 +548,11 @@ class Reclaimer:
             plugin = (OBSERVER, self._plugins.name_of(implementation))
             if plugin not in self._conduct.aside:
                 yield plugin, _told(implementation)
+
+
+def _given(seats: Seats, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Values of tunables, None for a default. BadInput."""
+    return {key: seats.default(name, key) if value is None else value for key, value in values.items()}
 
 
 def _told(implementation: Any) -> Callable[[ReclaimResult], object]:

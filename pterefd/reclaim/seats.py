@@ -49,11 +49,14 @@ class Seats:
 
     def set_values(self, name: str, values: dict[str, Any]) -> None:
         """Other tunables from the configuration: all of these at once, the others keep theirs. BadInput."""
-        instance = self._instances[self.known(name)]
-        model = type(instance.tunables)
-        now = {field: getattr(instance.tunables, field) for field in model.model_fields}
-        instance.tunables = self._plugins.tunables(type(instance), now | values)
+        self._instances[self.known(name)].tunables = self.with_values(name, values)
         self._values = {**self._values, name: self._values.get(name, {}) | values}
+
+    def with_values(self, name: str, values: dict[str, Any]) -> Tunables:
+        """What the tunables would be with these values. BadInput."""
+        instance = self._instances[self.known(name)]
+        now = {field: getattr(instance.tunables, field) for field in type(instance.tunables).model_fields}
+        return self._plugins.tunables(type(instance), now | values)
 
     def default(self, name: str, field: str) -> Any:
         """What a tunable is where nothing sets it. BadInput."""

@@ -56,7 +56,7 @@ class Replay:
         self._has_first = False
         self._anchor = (0.0, 0)  # wall seconds, ns of the source's time: where the present speed began
         self._now = 0  # ns of the source's time that have been run
-        self._beat: float | None = None  # when it last got on, or saw that nothing is due
+        self._beat: float | None = None  # when it last got on, or nothing was due; None before anybody waits for it
         self._feed = Feed(self.source, host, on_free_ptes=reclaimer.free_ptes)
         self._batch: Batch | None = None
         self._index = 0  # in the batch, of the next event
@@ -87,7 +87,7 @@ class Replay:
 
     @property
     def stalled_seconds(self) -> float:
-        """Since it last ran events or saw that none is due; up to about a second is usual. 0 unless it is running."""
+        """Since it last ran events or none was due; up to about a second is usual. 0 unless it is running."""
         beat = self._beat
         return 0.0 if beat is None or self._state != RUNNING else max(self._clock() - beat, 0.0)
 
@@ -119,6 +119,10 @@ class Replay:
     def conducted(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         """Whom to tell when something has changed, and what the time is."""
         self._wake, self._clock = wake, clock
+
+    def waited_for(self, wall: float) -> None:
+        """Its first events are to come from now on."""
+        self._beat = wall
 
     def begin(self, wall: float) -> None:
         """The clock starts."""
@@ -161,10 +165,11 @@ class Replay:
         """ns of the source's time up to which events are due; NEVER for all of them."""
         with self._changing:
             speed, (start, base) = self._speed, self._anchor
-        due = NEVER - 1 if speed is None else base + int((wall - start) * speed * 1e9)
-        if due < self.next_ns:
-            self._beat = wall
-        return due
+        return NEVER - 1 if speed is None else base + int((wall - start) * speed * 1e9)
+
+    def nothing_due(self, wall: float) -> None:
+        """It was seen that the next event's time has not come: no stall."""
+        self._beat = wall
 
     def seconds_to(self, time_ns: int, wall: float) -> float:
         """Until a time of the source's is there."""

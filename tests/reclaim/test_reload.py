@@ -133,6 +133,27 @@ def test_a_policy_that_a_changed_file_has_no_more_gives_way_to_the_default(tmp_p
     assert "mine" not in reclaimer.available_policies()
 
 
+def test_directories_that_are_forgotten_leave_nothing_behind(tmp_path: Path) -> None:
+    plugin(tmp_path / "old", "p", policy("yield Choice(2)", "old"))
+    reclaimer, log = make(wasteful(), tmp_path / "old")
+    before = reclaimer.available_policies()
+    path = plugin(tmp_path / "new", "p", policy("yield Choice(2)"))
+    plugin(tmp_path / "new", "q", "1/0\n")
+    new = reclaimer.look_into([tmp_path / "old", tmp_path / "new"])
+    assert new == [tmp_path / "new"]
+    with pytest.raises(BadInput, match="q.py: cannot be imported"):
+        reclaimer.reload(within=new)
+    assert log.lines == []
+    reclaimer.set_policy("mine")
+    reclaimer.forget(new)
+    assert reclaimer.available_policies() == before
+    assert reclaimer.policy == "largest_first"
+    assert reclaimer.reload() == []
+    assert reclaimer.look_into(new) == new
+    (tmp_path / "new" / "q.py").unlink()
+    assert (reclaimer.reload(), path.exists()) == (["policy mine"], True)
+
+
 def test_a_tunable_may_not_be_called_as_the_file_beside_it(tmp_path: Path) -> None:
     plugin(tmp_path, "t", trigger("pass", more="class Tunables(Tunables):\n        policy: int = 1"))
     with pytest.raises(BadInput, match="trigger 'mine': a tunable may not be called 'policy'"):

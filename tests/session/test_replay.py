@@ -160,6 +160,31 @@ def test_it_is_stalled_while_an_event_is_due_and_none_comes(tmp_path: Path) -> N
     assert (replay.state, replay.stalled_seconds) == ("ended", 0)
 
 
+class Silent(Stuck):
+    """A source that gives nothing before it is told to."""
+
+    def batches(self) -> Iterator[Any]:
+        self.go_on.wait(60)
+        yield from self._of.batches()
+
+
+def test_it_is_stalled_where_the_first_events_do_not_come(tmp_path: Path) -> None:
+    now = [500.0]
+    source, machine, freer = Silent(trace(tmp_path / "t.jsonl", *life())), host(), Freer()
+    replay = Replay(0, source, machine, freer)  # type: ignore[arg-type]
+    conductor = Conductor([replay], machine, freer, clock=lambda: now[0])  # type: ignore[arg-type]
+    thread = threading.Thread(target=conductor.run)
+    thread.start()
+    until(lambda: replay._beat is not None)
+    now[0] = 625.0
+    assert replay.stalled_seconds == 125
+    source.go_on.set()
+    until(lambda: replay.position == 2)
+    until(lambda: replay.stalled_seconds == 0)  # what was waited for is not behind the clock
+    conductor.stop()
+    thread.join(20)
+
+
 def test_without_pid_1_the_last_mm_is_held(tmp_path: Path) -> None:
     child = [{"op": "fork", "pid": 4, "child": 6, "t": 0}, {"op": "exit", "pid": 6, "t": 0}]
     events = life(4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +51,41 @@ def kernels(target: Path, package: Path = PACKAGE, *, user: int = 0) -> Path:
 def _place(directory: Path) -> str:
     """numba.core.caching._CacheLocator.get_suitable_cache_subpath()."""
     return f"{directory.name}_{hashlib.sha1(str(directory).encode()).hexdigest()}"
+
+
+def _expanded(name: str) -> set[str]:
+    """A system call, or all of a set of systemd's."""
+    if not name.startswith("@"):
+        return {name}
+    listed = subprocess.run(["systemd-analyze", "syscall-filter", name], check=True, capture_output=True, text=True)
+    words = [line.strip() for line in listed.stdout.splitlines()[1:]]
+    return set().union(*(_expanded(word) for word in words if word and not word.startswith("#")))
+
+
+def allowed_calls(unit: str) -> set[str]:
+    """Names of the system calls that the SystemCallFilter= lines of a unit let through: systemd.exec(5)."""
+    allowed = _expanded("@default")
+    for line in (ROOT / "systemd" / unit).read_text().splitlines():
+        key, _, value = line.partition("=")
+        if key == "SystemCallFilter":
+            calls = set().union(*map(_expanded, value.lstrip("~").split()))
+            allowed = allowed - calls if value.startswith("~") else allowed | calls
+    return allowed
+
+
+def filtered(unit: str) -> tuple[str, ...]:
+    """A command's prefix: the unit's system call filter, of the calls that this machine's headers know."""
+    headers = subprocess.run(
+        ["cc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", "/dev/null"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    number = dict(re.findall(r"^#define __NR_(\w+) (\d+)$", headers.stdout, re.MULTILINE))
+    numbers = sorted({int(number[name]) for name in allowed_calls(unit) if name in number})
+    (error,) = (line for line in (ROOT / "systemd" / unit).read_text().splitlines() if "SystemCallErrorNumber=" in line)
+    code = getattr(errno, error.partition("=")[2])
+    return sys.executable, str(Path(__file__).parent / "filtered.py"), str(code), ",".join(map(str, numbers))
 
 
 def open_way(path: Path) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pterefd.daemon import REPLAY_NICE
 from pterefd.procfs import mountpoint
 from tests.mounthelper.helper import MountHelper
-from tests.systemd.installed import NOBODY, ROOT, in_reach, kernels, open_way
+from tests.systemd.installed import NOBODY, ROOT, allowed_calls, filtered, in_reach, kernels, open_way
 from tests.systemd.manager import Manager
 
 pytestmark = pytest.mark.mount
@@ -98,6 +99,36 @@ def test_the_mount_is_seen_outside(start: Start, area: Path) -> None:
     assert one.stop() == 0
     assert mountpoint.topmost(str(one.mount)) is None
     assert not one.mount.exists()
+
+
+def refused_calls(prefix: tuple[str, ...]) -> set[str]:
+    """What a program under the filter may not do, of what the kernel would let anybody do with himself."""
+    calls = {
+        "setpriority": "os.setpriority(os.PRIO_PROCESS, 0, 10)",
+        "sched_setaffinity": "os.sched_setaffinity(0, os.sched_getaffinity(0))",
+        "sched_setscheduler": "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
+    }
+    done = {
+        name: subprocess.run([*prefix, sys.executable, "-c", f"import os; {code}"], capture_output=True)
+        for name, code in calls.items()
+    }
+    return {name for name, result in done.items() if b"PermissionError" in result.stderr}
+
+
+def test_under_the_units_filter_it_replays_to_the_end(start: Start) -> None:
+    """Without libseccomp: the sets are asked of systemd, the filter is put in front by a program of the tests."""
+    prefix = filtered("pterefd.service")
+    assert {"setpriority", "openat", "execve"} <= allowed_calls("pterefd.service")
+    assert refused_calls(prefix) == {"sched_setaffinity", "sched_setscheduler"}
+    one = start("daemon.allow_other = true\nreplay.hold = false", unit=(*UNIT, *prefix))
+    one.until_heard("READY=1")
+    one.until(lambda: one.read("sys/pterefd/replay/state") == "ended\n")
+    status = Path(f"/proc/{one.process.pid}/status").read_text()
+    assert "\nSeccomp:\t2\n" in status
+    nice = {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{one.process.pid}/task").iterdir()}
+    assert nice <= {0, REPLAY_NICE}
+    assert one.stop() == 0
+    assert [line for line in one.said().splitlines() if "nice" in line or "fault" in line] == []
 
 
 def test_without_allow_other_it_is_the_daemons_alone(start: Start, area: Path) -> None:

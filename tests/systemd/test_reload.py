@@ -201,6 +201,90 @@ def test_a_reload_takes_changed_plugin_files_too(start: Start, tmp_path: Path) -
     assert "further" in one.read(RECLAIM + "available_policies").split()
 
 
+BOTH = """
+class Foo(Policy):
+    name = "foo"
+
+class Bar(Policy):
+    name = "bar"
+
+@hookimpl
+def pterefd_register_policies(register):
+    register(Foo)
+    register(Bar)
+"""
+
+
+def test_new_plugins_that_do_not_go_with_those_that_stay_change_nothing(start: Start, tmp_path: Path) -> None:
+    """By itself the new configuration would do; `foo` is in until a restart."""
+    plugin(tmp_path / "pa", "foo", policy("yield Choice(7)", name="foo"))
+    plugin(tmp_path / "pb", "both", BOTH)
+    plugin(tmp_path / "pb", "other", policy("yield Choice(7)", name="other"))
+    plugin(tmp_path / "pc", "baz", policy("yield Choice(7)", name="baz"))
+    ports = free_port(), free_port()
+    first, second = (f"metrics.address = '127.0.0.1:{port}'\n" for port in ports)
+    one = start(JSON + first + "plugins.directories = ['pa']")
+    available = one.read(RECLAIM + "available_policies")
+    bad = JSON + second + "plugins.directories = ['pb']\nplugins.policy = 'bar'\nreplay.speed = 9"
+    for _ in range(2):
+        ((event, fields),) = events(one.reload(bad))
+        assert event == "configuration refused, the old one stays"
+        assert str(fields["error"]).endswith(
+            f"pterefd.toml: plugins: {tmp_path}/pb/both.py: policy 'foo' is registered by {tmp_path}/pa/foo.py already"
+        )
+        assert "pterefd_build_info" in scrape(ports[0])
+        with pytest.raises(urllib.error.URLError):
+            scrape(ports[1])
+        assert one.read(RECLAIM + "available_policies") == available
+        assert one.read(RECLAIM + "policy") == "largest_first\n"
+        assert one.read("sys/pterefd/replay/speed") == "max\n"
+    good = JSON + second + "plugins.directories = ['pc']\nplugins.policy = 'baz'"
+    assert ("configuration reloaded", "plugins.policy") in {
+        (event, key)
+        for event, fields in events(one.reload(good))
+        for key in fields.get("keys", [])  # type: ignore[attr-defined]
+    }
+    assert "pterefd_build_info" in scrape(ports[1])
+    assert one.read(RECLAIM + "policy") == "baz\n"
+    assert "foo" in one.read(RECLAIM + "available_policies").split()
+
+
+def test_new_plugins_are_not_in_where_the_machine_refuses(start: Start, tmp_path: Path) -> None:
+    plugin(tmp_path / "p", "mine", policy("yield Choice(7)"))
+    one = start(JSON)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ((event, _),) = events(one.reload(JSON + f"metrics.address = '{address}'\nplugins.directories = ['p']"))
+    assert event == "configuration refused, the old one stays"
+    assert "mine" not in one.read(RECLAIM + "available_policies").split()
+    one.reload(JSON + "plugins.directories = ['p']")
+    assert "mine" in one.read(RECLAIM + "available_policies").split()
+
+
+def test_tunables_that_do_not_go_with_what_was_written_change_nothing(start: Start, tmp_path: Path) -> None:
+    """The file alone is well: two tunables are held against each other, and one was written to the mount."""
+    more = """
+        def both(self):
+            assert self.low <= self.high
+            return self
+    """
+    head = "from pydantic import model_validator\n"
+    tunables = "class Tunables(Tunables):\n        low: int = 1\n        high: int = 9\n"
+    body = policy("yield Choice(7)", more=f"{tunables}\n        @model_validator(mode='after'){more}")
+    plugin(tmp_path / "p", "mine", head + body)
+    text = JSON + "plugins.directories = ['p']\n"
+    one = start(text)
+    (one.mount / RECLAIM / "policies/mine/high").write_text("3")
+    ((event, fields),) = events(one.reload(text + "replay.speed = 9\nplugins.policies.mine.low = 5"))
+    assert event == "configuration refused, the old one stays"
+    assert "plugin mine: " in str(fields["error"])
+    assert one.read("sys/pterefd/replay/speed") == "max\n"
+    one.reload(text + "replay.speed = 9\nplugins.policies.mine.low = 2")
+    assert one.read(RECLAIM + "policies/mine/low") == "2\n"
+
+
 def test_the_manager_hears_of_it(start: Start) -> None:
     one = start()
     one.reload("replay.speed = 3")

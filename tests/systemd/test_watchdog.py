@@ -123,9 +123,10 @@ def test_a_paused_or_held_replay_does_not_hang(start: Start) -> None:
     assert "no pings" not in one.said()
 
 
-def test_no_pings_where_a_replay_hangs(start: Start, tmp_path: Path) -> None:
-    """A workload that never gives its next batch of events."""
-    plugin(tmp_path / "p", "hangs", HANGING)
+@pytest.mark.parametrize("first", ["", "time.sleep(3600); "], ids=["later", "first"])
+def test_no_pings_where_a_replay_hangs(start: Start, tmp_path: Path, first: str) -> None:
+    """A workload that never gives its next batch of events, or its first."""
+    plugin(tmp_path / "p", "hangs", HANGING.replace("emit.exec(", f"{first}emit.exec("))
     one = start("plugins.directories = ['p']\n[[mm]]\nworkload = 'hanging'", watchdog_seconds=SECONDS)
     until_silent(one, "replay 0")
     assert one.read("sys/pterefd/replay/state") == "running\n"  # as everything else answers
