@@ -198,16 +198,20 @@ def _repeated(data: PerfData, rows: I64, page: I64, error: I64, marks: Marks) ->
     """Faults that a stop for a checkpoint broke off, and that were made again after it.
 
     A fault that waits for the disk is given up when its task is to stop (mm/filemap.c VM_FAULT_RETRY,
-    fault_signal_pending): at the checkpoint it has mapped nothing yet.
+    fault_signal_pending): at the checkpoint it has mapped nothing yet. Its task has done nothing else in between; where
+    it has, a brk, say, the page may have gone and come again.
     """
     drop = np.zeros(len(rows), dtype=np.bool_)
     stops = [(mark.t, tid) for mark in marks.checkpoints for tid in mark.stopped]
     places = _by_task(data, rows, {tid for _, tid in stops})
+    every = {tid: np.flatnonzero(data.samples.tid == tid) for tid in places}
     t = data.samples.t[rows]
     for moment, tid in stops:
         own = places[tid]
         after = int(np.searchsorted(t[own], moment))
         if 0 < after < len(own):
             one, other = own[after - 1], own[after]
-            drop[one] |= page[one] == page[other] and error[one] == error[other]
+            if page[one] == page[other] and error[one] == error[other]:
+                between = np.searchsorted(every[tid], rows[other]) - np.searchsorted(every[tid], rows[one])
+                drop[one] |= between == 1
     return drop

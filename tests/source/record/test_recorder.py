@@ -236,6 +236,19 @@ for thread in threads: thread.join()
     assert len(recording.events("fork")) == 8
 
 
+def test_a_page_that_goes_and_comes_again(record: Record) -> None:
+    """The fault before a stop is no repeated one where the next on that page comes after a munmap (tar does so)."""
+    program = """
+import mmap, time
+for turn in range(200):
+    with mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[0] = 1
+        time.sleep(0.002)
+"""
+    recording = record([*PYTHON, program], checkpoint_every=0.01)
+    recording.assert_exact(checkpoints=20)
+
+
 @pytest.mark.parametrize("program", [CALLS, SHARED, REFUSED], ids=["calls", "shared", "refused"])
 def test_calls(record: Record, program: str) -> None:
     recording = record([*PYTHON, program], checkpoint_every=0.01)
