@@ -94,28 +94,23 @@ def parse_maps(lines: Iterable[str]) -> Iterator[Map]:
 
 def read_vm_flags(tid: int) -> dict[int, frozenset[str]]:
     """VmFlags of smaps by the mapping's start: "nr" noreserve, "gd" growsdown, "lo" locked, "ac" accounted ..."""
-    flags = {}
-    start = 0
-    with open(f"/proc/{tid}/smaps", "rb") as file:
-        for line in file:
-            if line.startswith(b"VmFlags:"):
-                flags[start] = frozenset(line.decode().split()[1:])
-            elif b"-" in line[:17] and line[:1] in b"0123456789abcdef":
-                start = int(line.split(b"-", 1)[0], 16)
-    return flags
+    return {start: frozenset(value.decode().split()) for start, value in _smaps_lines(tid, b"VmFlags:")}
 
 
 def huge_tlb_sizes(tid: int) -> dict[int, int]:
     """KernelPageSize in bytes of each mapping of smaps by the mapping's start: more than PAGE is hugetlb's."""
-    sizes = {}
+    return {start: int(value.split()[0]) << 10 for start, value in _smaps_lines(tid, b"KernelPageSize:")}
+
+
+def _smaps_lines(tid: int, key: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines of smaps that begin with the key: where the mapping starts, and what follows the key."""
     start = 0
     with open(f"/proc/{tid}/smaps", "rb") as file:
         for line in file:
-            if line.startswith(b"KernelPageSize:"):
-                sizes[start] = int(line.split()[1]) << 10
+            if line.startswith(key):
+                yield start, line[len(key) :]
             elif b"-" in line[:17] and line[:1] in b"0123456789abcdef":
                 start = int(line.split(b"-", 1)[0], 16)
-    return sizes
 
 
 STAT_START_BRK = 47 - 3  # of the fields after the name, see proc(5)
