@@ -50,14 +50,20 @@ def test_entries(memory: tuple[mmap.mmap, int]) -> None:
     assert found == [(0, MIB, "anon"), (MIB, 2 * MIB, "zero"), (2 * MIB, 3 * MIB, "guard")]
 
 
-def test_the_pagemap_file_says_the_same(memory: tuple[mmap.mmap, int]) -> None:
-    """Where the kernel has no PAGEMAP_SCAN; there the zero page cannot be told."""
+@pytest.mark.parametrize("told", [True, False])
+def test_the_pagemap_file_says_the_same(
+    memory: tuple[mmap.mmap, int], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel has no PAGEMAP_SCAN; without CAP_SYS_ADMIN it shows no frames, and the zero page is not told."""
     _, start = memory
+    if not told:
+        monkeypatch.setattr(procmem, "zero_pfn", lambda: 0)
     maps = [line for line in procmem.read_maps(os.getpid()) if line.start <= start < line.end]
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
     found = procmem._read_pagemap(fd, maps)
     os.close(fd)
-    assert _within(found, start, start + 8 * MIB) == [(0, 2 * MIB, "anon")]
+    both = [(0, MIB, "anon"), (MIB, 2 * MIB, "zero")]
+    assert _within(found, start, start + 8 * MIB) == (both if told else [(0, 2 * MIB, "anon")])
 
 
 def test_tables_explain_a_fresh_process() -> None:
