@@ -50,6 +50,7 @@ from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSU
 
 SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
+LISTED_SPANS = 16384  # reclaimable PTE pages that are listed under the lock at a time
 SNAPSHOT_TRIES = 8  # without the lock, before a reader of everything takes it
 SLICE_SLOTS = 1024  # PMD pages that a search for mixed PTE pages looks through under the lock at a time
 
@@ -733,12 +734,17 @@ class Host:
 
     def reclaimable_spans(self, pid: int) -> npt.NDArray[np.int64]:
         """int64[n], ascending: start of each span of the mm whose PTE page free_ptes would free now. NoSuchMm."""
-        with self.looking():
-            mm = self.process(pid).mm
-            spans = np.empty(64, dtype=np.int64)
-            while (n := int(list_reclaimable(self._s, mm, spans))) > len(spans):
-                spans = np.empty(n, dtype=np.int64)
-            return spans[:n]
+        process = self.process(pid)
+        parts: list[npt.NDArray[np.int64]] = []
+        addr = 0
+        while addr < lo.ADDRESS_END:  # 20 ns each: a slice holds the lock for less than a millisecond
+            part = np.empty(LISTED_SPANS, dtype=np.int64)
+            with self.looking():
+                if self.find(pid) is not process:
+                    raise NoSuchMm(f"no mm with pid {pid}")
+                n, addr = list_reclaimable(self._s, process.mm, addr, part)
+            parts.append(part[:n])
+        return np.concatenate(parts)
 
     def free_spans(self, pid: int, spans: npt.NDArray[np.int64]) -> tuple[int, int]:
         """Free the PTE pages of these spans that are reclaimable, and publish. Bytes as of free_ptes. NoSuchMm."""

@@ -273,24 +273,26 @@ def _reclaimable(s, m, span):
 
 
 @kernel
-def list_reclaimable(s, m, out):
-    """Write the spans that free_ptes would free a PTE page of into out (int64[n], addresses, ascending).
+def list_reclaimable(s, m, addr, out):
+    """Write the spans from addr on that free_ptes would free a PTE page of into out (int64[n], addresses, ascending).
 
-    Returns their number; where it is more than n, only the first n were written.
+    Returns how many were written, and the address to go on from; ADDRESS_END where there are no more.
     """
     n = 0
     base = s.mm[m, M_SLOTS]
     for h in range(s.mm[m, M_SLOTS + 1]):
         t = s.val[base + h]
-        if s.pmd[t, PMD_RECLAIMABLE] == 0:
+        slot = s.key[base + h] << SLOT_SHIFT
+        if s.pmd[t, PMD_RECLAIMABLE] == 0 or slot + (1 << SLOT_SHIFT) <= addr:
             continue
         for i in range(512):
-            span = (s.key[base + h] << SLOT_SHIFT) + (i << SPAN_SHIFT)
-            if has_bit(s, t, PMD_BITS, i) and _reclaimable(s, m, span)[0]:
-                if n < out.shape[0]:
-                    out[n] = span
+            span = slot + (i << SPAN_SHIFT)
+            if span >= addr and has_bit(s, t, PMD_BITS, i) and _reclaimable(s, m, span)[0]:
+                if n == out.shape[0]:
+                    return n, span
+                out[n] = span
                 n += 1
-    return n
+    return n, ADDRESS_END
 
 
 @kernel

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pterefd.mm.free_ptes import GONE, MADE_AGAIN, MISSED
 from tests.house import AT, SPAN, fault, house, spans
@@ -19,7 +20,9 @@ def test_the_spans_that_free_ptes_would_free(tmp_path: Path) -> None:
     assert len(listed) * 4096 == host.counters(1).reclaimable_pt_bytes
 
 
-def test_more_spans_than_the_first_guess(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slice_spans", [1, 7, 100, 300, 1000])
+def test_spans_are_listed_a_slice_at_a_time(slice_spans: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pterefd.host.host.LISTED_SPANS", slice_spans)
     host = house(tmp_path, spans(1, full=0, zero=300, empty=0)).host
     assert host.reclaimable_spans(1).tolist() == [AT + k * SPAN for k in range(300)]
 
