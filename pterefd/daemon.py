@@ -6,7 +6,6 @@ mount point. Parts are started from the inside out and stopped the other way rou
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import queue
@@ -23,7 +22,7 @@ from typing import Any, TextIO
 from prometheus_client import CollectorRegistry
 
 from pterefd import __version__, config, log, paths, reload
-from pterefd.errors import EXIT_DONE, BadInput, Missing, PterefdError
+from pterefd.errors import COMPILER, EXIT_DONE, BadInput, Missing, PterefdError
 from pterefd.host.host import Host
 from pterefd.host.memory import Kill
 from pterefd.host.warm import warm
@@ -181,7 +180,8 @@ class Daemon:
     def _warm(self, stopping: threading.Event) -> None:
         """Load the kernels before there is anything to wait for: that is done under the host's lock.
 
-        At a first start they are compiled, and no signal reaches a thread that is inside the compiler.
+        At a first start they are compiled, and no signal reaches a thread that is inside the compiler. It cannot be
+        told to stop either, and is left behind.
         """
         result: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -193,14 +193,12 @@ class Daemon:
             else:
                 result.put(None)
 
-        threading.Thread(target=work, name="kernels", daemon=True).start()
+        threading.Thread(target=work, name=COMPILER, daemon=True).start()
         while not stopping.is_set():
             with suppress(queue.Empty):
                 if (error := result.get(timeout=TICK_SECONDS)) is not None:
                     raise error
                 return
-        # It cannot be told to stop, and Python's own end would take away under it what it works with.
-        atexit.register(os._exit, EXIT_DONE)
         raise Stopped
 
     def stop(self) -> None:

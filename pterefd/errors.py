@@ -14,6 +14,7 @@ EXIT_BAD_INPUT = 2
 EXIT_MISSING = 3
 EXIT_PARTLY = 4
 EXIT_FAULT = 70
+COMPILER = "kernels"  # name of a thread that cannot be stopped: where it is left, Python may not end in its usual way
 
 
 class PterefdError(Exception):

@@ -33,6 +33,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from pterefd.errors import Missing
+from pterefd.names import printable
 from pterefd.session.replay import ENDED, HELD, PAUSED, RUNNING
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class HostCollector(Collector):
     def _mms(self, snapshot: Snapshot, host_kind: str) -> Iterator[Metric]:
         view = snapshot.view
         own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self.max_mms)
-        labels = [[str(pid), _encodable(snapshot.comm(pid)), host_kind] for pid in view.pid[own].tolist()]
+        labels = [[str(pid), printable(snapshot.comm(pid)), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])
         for gauge in MM_GAUGES:
@@ -260,7 +261,7 @@ class HostCollector(Collector):
         )
 
     def _replay(self, kind: str) -> Iterator[Metric]:
-        labels = {(str(replay.number), _encodable(PurePath(replay.name).name)): replay for replay in self._replays}
+        labels = {(str(replay.number), printable(PurePath(replay.name).name)): replay for replay in self._replays}
         events = dict(self._host.events_total)
         yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
         states = {(*label, state): float(replay.state == state) for label, replay in labels.items() for state in STATES}
@@ -315,11 +316,6 @@ def split(
     else:
         own, rest = np.arange(n), np.arange(0)
     return own[np.argsort(-key[own], kind="stable")], rest
-
-
-def _encodable(text: str) -> str:
-    """A name of the machine's, whose bytes may be anything, as a label."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _counter(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:

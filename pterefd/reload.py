@@ -2,7 +2,8 @@
 
 A new configuration is checked as a whole before anything is changed; what only the daemon itself can judge comes first
 and is taken back where something of it is refused. Only what differs from the configuration before is set: what was
-written to the mount meanwhile stays, where the file says what it said.
+written to the mount meanwhile stays, where the file says what it said. Plugin files that have changed where files
+were looked for before are apart from that: they are as they are, and taken up whatever becomes of the rest.
 """
 
 from __future__ import annotations
@@ -216,12 +217,17 @@ def take_up(daemon: Running, now: Config) -> None:
     check(now, sources=not {"replay.traces", "mm"}.isdisjoint(differ))
     taken = [key for key in TAKEN if key in differ]
     directories = daemon.reclaimer.look_into(now.plugins.directories)
+    came: list[str] = []
     try:
         came = _new_plugins(daemon, before, now)
         for key in taken:
             TAKEN[key](daemon, before, now)
     except PterefdError:
         daemon.reclaimer.forget(directories)
+        known = {f"policy {name}" for name in daemon.reclaimer.available_policies()}
+        known |= {f"trigger {name}" for name in daemon.reclaimer.available_triggers()}
+        if stay := [name for name in came if name in known]:  # of files where files were looked for before
+            daemon.log.info("plugins reloaded", plugins=stay)
         raise
     daemon.settings = _kept(before, now)
     if came:

@@ -101,6 +101,7 @@ def run(point: str, argv: Sequence[str]) -> int:
     126 and 127 where it cannot be executed or is not found, as a shell has it, with a line on stderr. Missing where
     this user may not make namespaces. The calling process is in the new namespaces afterwards.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as it may be inherited, nobody is told of a child's end
     _new_namespaces()
     _mount_on_proc(point)
     foreground = _foreground()
@@ -224,7 +225,8 @@ def _start_and_reap(argv: Sequence[str]) -> int:
                 return code
         # To those inside, pid 1 is the simulated one: what they send it reaches nobody. Who is outside has no pid here.
         elif told.si_pid == 0:
-            os.kill(command, told.si_signo)
+            with suppress(ProcessLookupError):
+                os.kill(command, told.si_signo)
 
 
 def _reap(command: int) -> int | None:

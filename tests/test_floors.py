@@ -19,6 +19,7 @@ RANK = {
     "errors": -3,
     "hookspecs": -3,
     "paths": -3,
+    "names": -3,
     "log": -3,
     "service": -3,
     # ... these the errors, to name what is wrong with a value.

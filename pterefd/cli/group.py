@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import NoReturn
 import click
 
 from pterefd import __version__
-from pterefd.errors import EXIT_BAD_INPUT, EXIT_FAULT, EXIT_MISSING, PterefdError
+from pterefd.errors import COMPILER, EXIT_BAD_INPUT, EXIT_FAULT, EXIT_MISSING, PterefdError
 
 COMPLETE = "_PTEREFD_COMPLETE"  # set by the completion of a shell: bash_complete, zsh_source, ...
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -73,6 +74,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:  # a full disk, told about only now
         code = code or _say(f"cannot write: {error.strerror}", EXIT_MISSING)
         _nobody_reads()
+    if any(thread.name == COMPILER for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

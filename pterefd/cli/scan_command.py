@@ -20,12 +20,13 @@ def command(pids: tuple[int, ...], everyone: bool, explaining: bool, by: str | N
 
     Stops nothing and changes nothing. Those with the most to give back come first.
     """
-    from pterefd.live import report
+    from pterefd.live import machine, report
     from pterefd.live.explain import explain
     from pterefd.live.scan import NotSeen, Seen, scan_all
 
     if bool(pids) == everyone:
         raise click.UsageError("which processes? PID... or --all")
+    machine.check_arch("scanning")
     found: list[Seen] = []
     not_seen: list[NotSeen] = []
     for one in scan_all(pids or None):
@@ -33,6 +34,8 @@ def command(pids: tuple[int, ...], everyone: bool, explaining: bool, by: str | N
             not_seen.append(one)
         else:
             found.append(one)
+    if not found and len(not_seen) == 1:
+        raise not_seen[0]
     found.sort(key=lambda seen: (-seen.use.reclaimable, -seen.use.vm_pte, seen.use.pid))
     uses = [seen.use for seen in found]
     causes = {seen.use.pid: explain(seen) for seen in found} if explaining else {}

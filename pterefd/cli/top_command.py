@@ -14,7 +14,7 @@ from pterefd.quantities import seconds
 @click.command("top")
 @click.option("--live", is_flag=True, help="This machine's own processes, instead of those of a mounted tree.")
 @click.option(
-    "--mount", type=FILE, metavar="DIR", help="Where the tree is mounted.  [default: ./mnt, else the only one there is]"
+    "--mount", type=FILE, metavar="DIR", help="Where the tree is mounted.  [default: ./mnt, else the only one of use]"
 )
 @click.option(
     "--interval",
@@ -39,6 +39,7 @@ def command(live: bool, mount: Path | None, interval: float, budget: float, batc
     Up and down choose a process, f frees the chosen one (simulated ones only), q ends.
     """
     from pterefd import shell
+    from pterefd.live import machine
     from pterefd.top import run
     from pterefd.top.sources import Live, Mounted, Source
 
@@ -46,6 +47,8 @@ def command(live: bool, mount: Path | None, interval: float, budget: float, batc
         raise click.UsageError("--live and --mount exclude each other")
     if times is not None and not batch:
         raise click.UsageError("--times goes with --batch")
+    if live:
+        machine.check_arch("scanning")
     source: Source = Live(budget / 100) if live else Mounted(shell.choose_mount(mount, shell.DEFAULT_MOUNT))
     if batch:
         run.batch(source, interval, times)

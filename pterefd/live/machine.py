@@ -28,12 +28,12 @@ CONFIG_OPTIONS = (
 )
 
 
-def check_arch() -> None:
-    """Missing: this is no x86_64 with pages of 4 KiB."""
+def check_arch(what: str) -> None:
+    """Missing: this is no x86_64 with pages of 4 KiB. what: is wanted here, for the message."""
     if platform.machine() != "x86_64":
-        raise Missing(f"recording works on x86_64 only, this is {platform.machine()}")
+        raise Missing(f"{what} works on x86_64 only, this is {platform.machine()}")
     if mmap.PAGESIZE != procmem.PAGE:
-        raise Missing(f"recording works with pages of 4096 bytes only, here they have {mmap.PAGESIZE}")
+        raise Missing(f"{what} works with pages of 4096 bytes only, here they have {mmap.PAGESIZE}")
 
 
 def memory_bytes() -> int:

@@ -46,6 +46,12 @@ class NotSeen(PterefdError):
     exit_code = Missing.exit_code
 
 
+class NotThere(NotSeen):
+    """What was asked for is no process, or has no memory."""
+
+    exit_code = NoSuchMm.exit_code
+
+
 @dataclass(frozen=True, slots=True)
 class Spans:
     """PTE pages that hold entries, ascending: number of the span, and of its entries how many are of a kind (int64[n]).
@@ -142,16 +148,19 @@ def scan(pid: int) -> Seen | None:
 
 def _scan(pid: int) -> Seen | None:
     began = start_time(pid)
+    tid = _with_memory(pid)
+    if tid is None:
+        return None
     for _ in range(_ATTEMPTS):
-        before = procmem.read_status(pid)
+        before = procmem.read_status(tid)
         if "VmPTE" not in before.kb:
             return None
-        maps = procmem.read_maps(pid)
+        maps = procmem.read_maps(tid)
         if not procmem.scan_abilities():
             _check_readable(pid, maps)
-        entries = procmem.read_entries(pid, maps)
-        hidden = _hidden(pid, maps, before)
-        after = procmem.read_status(pid)
+        entries = procmem.read_entries(tid, maps)
+        hidden = _hidden(tid, maps, before)
+        after = procmem.read_status(tid)
         if after.kb.get("VmPTE") == before.kb["VmPTE"]:
             break
     if start_time(pid) != began or "VmPTE" not in after.kb:
@@ -164,7 +173,7 @@ def _scan(pid: int) -> Seen | None:
             start_time=began,
             comm=after.name,
             uid=after.uid,
-            cgroup=read_cgroup(pid),
+            cgroup=read_cgroup(tid),
             vm_pte=after.kb["VmPTE"] << 10,
             zero=int(spans.is_zero.sum()) * PAGE if told else None,
             mixed=int(spans.is_mixed.sum()) * PAGE if told else None,
@@ -177,6 +186,12 @@ def _scan(pid: int) -> Seen | None:
         maps,
         spans,
     )
+
+
+def _with_memory(pid: int) -> int | None:
+    """The pid, or where its first thread has exited (pthread_exit) another of its threads; None: it has no memory."""
+    tids = (tid for tid in procmem.tasks(pid) if "VmPTE" in procmem.read_status(tid).kb)
+    return pid if "VmPTE" in procmem.read_status(pid).kb else next(tids, None)
 
 
 def start_time(pid: int) -> int:
@@ -225,8 +240,7 @@ class _Hidden:
 def _hidden(pid: int, maps: list[Map], status: procmem.Status) -> _Hidden:
     """By smaps only where something in maps or status asks for it: smaps walks the tables."""
     unseen = [(m.start, m.end) for m in maps if m.path.startswith("[vvar")]
-    devices = any(m.path.startswith(("/dev/", "anon_inode:")) and not m.path.startswith("/dev/shm/") for m in maps)  # noqa: S108
-    if not devices and not status.hugetlb_kb:
+    if not any(_may_be_a_device(mapping.path) for mapping in maps) and not status.hugetlb_kb:
         return _Hidden([], unseen)
     flags = procmem.read_vm_flags(pid)
     sizes = procmem.huge_tlb_sizes(pid) if status.hugetlb_kb else {}
@@ -240,8 +254,19 @@ def _hidden(pid: int, maps: list[Map], status: procmem.Status) -> _Hidden:
     return _Hidden(huge_tlb, unseen)
 
 
+_DEVICES = ("/dev/", "/sys/", "/proc/", "/dmabuf:", "/drm", "/i915", "anon_inode:")
+_MEMORY = ("/dev/shm/", "/dev/zero")  # noqa: S108
+
+
+def _may_be_a_device(path: str) -> bool:
+    """Whether what is mapped may be memory of a device: page frames without a struct page."""
+    return path.startswith(_DEVICES) and not path.startswith(_MEMORY)
+
+
 def _tables(vm_pte: int, entries: Entries, hidden: _Hidden) -> tuple[Spans, dict[str, int]]:
     """PTE pages with entries, and the bytes of tables: explained, deposited, empty, unseen."""
+    # A run of PAGEMAP_SCAN may go over the border of two mappings.
+    entries = cut(entries, np.array([border for start, end, _ in hidden.huge_tlb for border in (start, end)]))
     huge = (entries.categories & PAGE_IS_HUGE) != 0
     tlb = np.zeros(len(huge), dtype=bool)
     no_pmd = np.zeros(len(huge), dtype=bool)
@@ -255,7 +280,7 @@ def _tables(vm_pte: int, entries: Entries, hidden: _Hidden) -> tuple[Spans, dict
     deposited = PAGE * deposits.slots(SPAN_SHIFT)
     upper = (entries.where(~no_pmd) if no_pmd.any() else entries).slots(GIB_SHIFT) + entries.slots(PGD_SHIFT)
     explained = PAGE * (len(spans.number) + upper)
-    unexplained = max(0, vm_pte - explained - deposited)
+    unexplained = max(0, vm_pte - explained - deposited)  # below: it changed meanwhile, or is none of the kinds known
     unseen = min(unexplained, PAGE * _may_have(hidden.unseen, entries))
     return spans, {
         "explained": explained,
@@ -263,6 +288,23 @@ def _tables(vm_pte: int, entries: Entries, hidden: _Hidden) -> tuple[Spans, dict
         "empty": unexplained - unseen,
         "unseen": unseen,
     }
+
+
+def cut(entries: Entries, borders: I64) -> Entries:
+    """The runs, none of which goes over one of the borders."""
+    if not len(borders):
+        return entries
+    borders = np.unique(borders)
+    low = np.searchsorted(borders, entries.start, side="right")
+    pieces = np.searchsorted(borders, entries.end, side="left") - low + 1
+    run = np.repeat(np.arange(len(pieces)), pieces)
+    number = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    first, last = number == 0, number == pieces[run] - 1
+    at = np.clip(low[run] + number, 0, len(borders) - 1)
+    before = np.clip(low[run] + number - 1, 0, len(borders) - 1)
+    start = np.where(first, entries.start[run], borders[before])
+    end = np.where(last, entries.end[run], borders[at])
+    return Entries(start, end, entries.categories[run])
 
 
 def _may_have(ranges: list[tuple[int, int]], entries: Entries) -> int:
@@ -313,7 +355,7 @@ def _cut(entries: Entries) -> tuple[I64, I64, I64]:
 def scan_all(wanted: Sequence[int] | None = None) -> Iterator[Seen | NotSeen]:
     """These processes, or None: every one that has memory; what is seen of each, or why it was not seen.
 
-    NoSuchMm where one that was asked for is not there, or has no memory; of all, those that end meanwhile are left out.
+    Of all, those that end meanwhile are left out.
     """
     for pid in dict.fromkeys(wanted) if wanted is not None else pids():
         try:
@@ -321,11 +363,11 @@ def scan_all(wanted: Sequence[int] | None = None) -> Iterator[Seen | NotSeen]:
         except NotSeen as error:
             yield error
             continue
-        except NoSuchMm:
+        except NoSuchMm as error:
             if wanted is not None:
-                raise
+                yield NotThere(str(error))
             continue
         if seen is not None:
             yield seen
         elif wanted is not None:
-            raise NoSuchMm(f"{pid}: no memory of its own: a kernel thread, or a process that has ended")
+            yield NotThere(f"{pid}: no memory of its own: a kernel thread, or a process that has ended")

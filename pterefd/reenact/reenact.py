@@ -184,7 +184,7 @@ def _told(steps: Iterable[Operation], trace: Trace, progress: Progress) -> Itera
 def kernel_for(image: Path | None) -> Iterator[Kernel]:
     """The kernel of an image, in a guest, or the running one."""
     if image is None:
-        machine.check_arch()
+        machine.check_arch("reenacting")
         yield ThisKernel(max(os.sched_getaffinity(0)))
         return
     with Guest(image) as guest:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pterefd.mm.events import OP_EXEC, OP_EXIT, OP_EXPECT, OP_FORK, OPS, Batch
+from pterefd.names import printable
 from pterefd.source.parquet import ParquetTrace
 from pterefd.source.trace import Trace, open_trace
 
@@ -178,7 +179,7 @@ def render(described: Mapping[str, Any]) -> str:
 def _process_line(process: Mapping[str, Any]) -> str:
     parent = "-" if process["parent"] is None else process["parent"]
     peak = _kb(process["peak_VmPTE_kB"])
-    comm = _plain(process["comm"])
+    comm = printable(process["comm"])
     return f"{process['pid']:>8} {parent:>7} {process['execs']:>6} {process['events']:>14,} {peak:>11}  {comm}"
 
 
@@ -200,10 +201,5 @@ def _seconds(nanoseconds: int | None) -> str:
 
 def _meta(value: object) -> str:
     if isinstance(value, Mapping):
-        return _plain(" ".join(f"{name}={item}" for name, item in value.items()))
-    return _plain(shlex.join(map(str, value)) if isinstance(value, list) else str(value))
-
-
-def _plain(text: str) -> str:
-    """On one line, whatever a process calls itself or was given: `\\n` for a newline."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(" ".join(f"{name}={item}" for name, item in value.items()))
+    return printable(shlex.join(map(str, value)) if isinstance(value, list) else str(value))

@@ -12,11 +12,12 @@ from typing import Protocol
 from pterefd.errors import Missing
 from pterefd.live.procmem import Status
 from pterefd.live.watch import Watch
+from pterefd.names import printable
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A process, sizes in bytes. key: tells it from others of its pid, too.  age: seconds since it was measured."""
+    """A process, sizes in bytes. key: pid, and what else tells it from others.  age: seconds since it was measured."""
 
     key: tuple[int, int]
     comm: str
@@ -88,7 +89,7 @@ class Mounted:
             empty, zero, mixed = (self._number(pid, f"pt_reclaim/{kind}_bytes") for kind in ("empty", "zero", "mixed"))
         except (OSError, ValueError):
             return None
-        comm = status.get("Name", "")
+        comm = printable(status.get("Name", ""))
         return Row((pid, 0), comm, _kb(status, "VmPTE"), reclaimable, empty, zero, mixed, _kb(status, "VmRSS"))
 
     def _number(self, pid: str | int, name: str) -> int:
@@ -132,7 +133,7 @@ class Live:
         rows = [
             Row(
                 key,
-                self._status[key[0]].name,
+                printable(self._status[key[0]].name),
                 each.vm_pte,
                 each.use.reclaimable,
                 each.use.empty,

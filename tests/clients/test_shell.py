@@ -198,6 +198,12 @@ def _cmdline(path: Path) -> bytes:
         return b""
 
 
+def test_it_ends_where_it_was_started_with_sigchld_ignored(simulated: Simulated) -> None:
+    """Nobody is told of a child's end then: pid 1 would wait for ever."""
+    script = f"trap '' CHLD; exec {SCRIPT} shell --mount {simulated.mount} -- sh -c 'exit 7'"
+    assert subprocess.run(["bash", "-c", script], timeout=60).returncode == 7
+
+
 def test_an_interactive_shell_has_job_control(simulated: Simulated) -> None:
     """Ctrl-Z, jobs, fg, Ctrl-C, on a terminal."""
     shell = Terminal(SCRIPT, "shell", "--mount", simulated.mount, SHELL="/bin/bash", TERM="dumb")

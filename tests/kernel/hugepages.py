@@ -84,7 +84,7 @@ def _states_of(name: str) -> list[str]:
     states = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            comm, _, rest = path.read_text().partition(" (")[2].rpartition(") ")
+            comm, _, rest = path.read_text(errors="replace").partition(" (")[2].rpartition(") ")
             if comm == name:
                 states.append(rest[0])
     return states

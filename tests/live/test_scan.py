@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ import pytest
 from pterefd.errors import NoSuchMm
 from pterefd.live import procmem
 from pterefd.live.explain import Cause, explain
-from pterefd.live.procmem import PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, Entries
-from pterefd.live.scan import NotSeen, Seen, TableUse, count_spans, read_cgroup, scan
+from pterefd.live.procmem import PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, USER_END, WINDOW, Entries
+from pterefd.live.scan import NotSeen, Seen, TableUse, _may_be_a_device, count_spans, cut, read_cgroup, scan
 from tests.kernel.execute import Execution, Machine
 from tests.kernel.generate import generate
 from tests.kernel.hugepages import huge_pages
@@ -119,9 +120,28 @@ def huge_tlb() -> Iterator[None]:
     path.write_text(before)
 
 
+TWO_HUGE_TLB = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+whole = libc.mmap(None, 16 << 20, 0, 0x22, -1, 0)
+start = -(-whole // (2 << 20)) * (2 << 20)
+for k in range(2):
+    assert libc.mmap(start + (k << 22), 4 << 20, 3, 0x40032, -1, 0) == start + (k << 22)
+sys.stdin.readline()
+for page in range(4):
+    ctypes.memset(start + (page << 21), 1, 1)
+print("ok", flush=True)
+sys.stdin.readline()
+"""
+
+
 @pytest.mark.usefixtures("huge_tlb")
-def test_hugetlb_has_no_pte_pages() -> None:
-    with Asked([sys.executable, "-I", "-c", HUGE_TLB]) as process:
+@pytest.mark.parametrize("program", [HUGE_TLB, TWO_HUGE_TLB], ids=["one mapping", "two side by side"])
+def test_hugetlb_has_no_pte_pages(program: str) -> None:
+    """PAGEMAP_SCAN tells of both mappings as one."""
+    with Asked([sys.executable, "-I", "-c", program]) as process:
         while "anon_hugepage" not in Path(f"/proc/{process.pid}/maps").read_text():
             pass
         before = seen(process.pid).use
@@ -146,6 +166,45 @@ def test_spans_are_counted_as_a_plain_loop_counts_them(shift: int) -> None:
             plain.setdefault(page // 512, [0, 0, 0])[kind] += 1
     found = zip(spans.number.tolist(), spans.zero.tolist(), spans.guard.tolist(), spans.other.tolist(), strict=True)
     assert {number: counts for number, *counts in found} == plain
+
+
+def test_cutting_is_what_a_plain_loop_does() -> None:
+    rng = np.random.default_rng(2022)
+    for _ in range(50):
+        edges = np.unique(rng.integers(0, 200, 40)) * PAGE
+        start, end = edges[:-1:2], edges[1::2]
+        runs = Entries(start[: len(end)], end, rng.integers(0, 5, len(end)))
+        borders = rng.integers(0, 200, rng.integers(0, 9)) * PAGE
+        found = cut(runs, borders)
+        plain = []
+        for first, last, kind in zip(runs.start, runs.end, runs.categories, strict=True):
+            at = first
+            for border in sorted({*borders.tolist()}):
+                if at < border < last:
+                    plain.append((at, border, kind))
+                    at = border
+            plain.append((at, last, kind))
+        assert list(zip(found.start, found.end, found.categories, strict=True)) == plain
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0x1000, 0x2000)],
+        [(0x1000, 0x2000), (0x2000, 0x9000), (1 << 40, (1 << 40) + 3 * WINDOW + 0x1000), (1 << 46, (1 << 46) + 0x1000)],
+        [(USER_END - 0x21000, USER_END - 0x1000)],
+        [],
+    ],
+)
+def test_windows_hold_all_mappings_and_are_small(ranges: list[tuple[int, int]]) -> None:
+    """PAGEMAP_SCAN holds the mmap_lock for as long as it finds nothing: over empty PTE pages, all of a window."""
+    maps = [procmem.Map(start, end, "rw-p", 0, "00:00", 0, "") for start, end in ranges]
+    found = list(procmem.windows(maps))
+    assert all(0 < end - start <= WINDOW for start, end in found)
+    assert all(one[1] <= other[0] for one, other in pairwise(found))
+    for start, end in ranges:
+        inside = sum(max(0, min(end, b) - max(start, a)) for a, b in found)
+        assert inside == end - start
 
 
 # -- known by the exact model -----------------------------------------------------------------------------------
@@ -208,6 +267,80 @@ def test_others_are_not_seen_without_rights() -> None:
     os.close(write_end)
     with open(read_end) as file:
         assert file.read() == f"{os.getpid()}: Permission denied: its entries are for its owner and for CAP_SYS_PTRACE"
+
+
+LEADER_GONE = """
+import ctypes, sys, threading
+memory = bytearray(b"x") * (64 << 20)
+def stay():
+    sys.stdin.readline()
+threading.Thread(target=stay).start()
+print("ok", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_whose_first_thread_has_exited(pterefd: Run) -> None:
+    """Its own status has no memory any more; a thread's has."""
+    with Asked([sys.executable, "-I", "-c", LEADER_GONE]) as process:
+        assert process.stdout.readline() == "ok\n"
+        while procmem.read_status(process.pid).state != "Z":
+            pass
+        use = seen(process.pid).use
+        process.kill()
+    assert use.pid == process.pid
+    assert use.rss > 64 << 20
+    assert use.vm_pte >= 32 * PAGE
+
+
+@pytest.mark.parametrize(
+    ("path", "device"),
+    [
+        ("/dev/mem", True),
+        ("/sys/devices/pci0000:00/0000:00:02.0/resource0", True),
+        ("/dmabuf:", True),
+        ("anon_inode:[vfio-device]", True),
+        ("/dev/zero (deleted)", False),
+        ("/dev/shm/a", False),
+        ("/memfd:a (deleted)", False),
+        ("/usr/bin/python3.11", False),
+        ("[heap]", False),
+        ("", False),
+    ],
+)
+def test_mappings_that_may_be_of_a_device_are_looked_at(path: str, device: bool) -> None:
+    """PAGEMAP_SCAN passes over VM_PFNMAP, so that its tables would count as empty; only smaps tells."""
+    assert _may_be_a_device(path) is device
+
+
+STRANGE = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, b"a\\xffb\\x1b[31m", 0, 0, 0)
+print("ok", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_names_of_any_bytes_are_shown(pterefd: Run) -> None:
+    with Asked([sys.executable, "-I", "-c", STRANGE]) as process:
+        assert process.stdout.readline() == "ok\n"
+        as_json = pterefd("scan", str(process.pid), "--json", "--by", "comm")
+        strict = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+        text = pterefd("scan", str(process.pid), env=strict)
+        lines = pterefd("top", "--live", "-b", "-n", "1", "--budget", "100", env=strict)
+        process.kill()
+    assert json.loads(as_json.stdout)["processes"][0]["comm"] == "a\\xffb\\x1b[31m"
+    for done in (text, lines):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "a\\xffb\\x1b[31m" in done.stdout
+
+
+def test_who_is_there_is_shown_beside_who_is_not(grower: Grower, pterefd: Run) -> None:
+    done = pterefd("scan", str(grower.pid), "4194304", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 4
+    assert [row["pid"] for row in report["processes"]] == [grower.pid]
+    assert report["not_seen"] == ["4194304: no such process"]
 
 
 def test_too_much_to_read_without_pagemap_scan(grower: Grower, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ class _Run:
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
         """Check what is needed, and have a directory for perf's file beside the output."""
-        machine.check_arch()
+        machine.check_arch("recording")
         output = self._options.output
         outputs.check(output, force=self._options.force, ending=".parquet")
         self._perf_path = perf.find_perf()
