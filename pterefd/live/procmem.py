@@ -6,7 +6,6 @@ thread group's leader has already exited. Tasks that are gone raise ProcessLooku
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -34,7 +33,6 @@ PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
 PAGE_IS_HUGE = 1 << 6
 PAGE_IS_GUARD = 1 << 8
-_REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
 _SCAN_ARG = struct.Struct("<12Q")  # struct pm_scan_arg
 _REGIONS = 512  # one walk's worth: with room for more, 6.18 tells some regions twice
 
@@ -383,25 +381,22 @@ def windows(maps: Iterable[Map]) -> Iterator[tuple[int, int]]:
 
 def _scan(fd: int, ranges: Iterable[tuple[int, int]]) -> Entries:
     """All entries of the ranges by PAGEMAP_SCAN (fs/proc/task_mmu.c do_pagemap_scan)."""
-    abilities = scan_abilities()
-    buffer = (ctypes.c_char * (_REGION.itemsize * _REGIONS))()
-    parts = []
-    wanted = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+    wanted, abilities = PAGE_IS_PRESENT | PAGE_IS_SWAPPED, scan_abilities()
+    regions = np.empty((4 * _REGIONS, 3), dtype=np.int64)  # struct page_region: start, end, categories
+    count = 0
     for start, end in ranges:
         at = start
         while at < end:
-            argument = bytearray(
-                _SCAN_ARG.pack(96, 0, at, end, 0, ctypes.addressof(buffer), _REGIONS, 0, 0, 0, wanted, abilities)
-            )
-            count = fcntl.ioctl(fd, PAGEMAP_SCAN, argument)
-            if count:
-                parts.append(np.frombuffer(memoryview(buffer).cast("B"), dtype=_REGION, count=count).copy())
+            if count + _REGIONS > len(regions):
+                regions = np.concatenate((regions, np.empty_like(regions)))
+            buffer = regions.__array_interface__["data"][0] + count * regions.strides[0]
+            argument = bytearray(_SCAN_ARG.pack(96, 0, at, end, 0, buffer, _REGIONS, 0, 0, 0, wanted, abilities))
+            count += fcntl.ioctl(fd, PAGEMAP_SCAN, argument)
             walked = _SCAN_ARG.unpack(argument)[4]
             if walked <= at:
                 break
             at = walked
-    regions = np.concatenate(parts) if parts else np.empty(0, dtype=_REGION)
-    return Entries(*(regions[name].astype(np.int64) for name in ("start", "end", "categories")))
+    return Entries(*np.ascontiguousarray(regions[:count].T))
 
 
 def _read_pagemap(fd: int, maps: list[Map]) -> Entries:

@@ -341,15 +341,23 @@ def count_spans(entries: Entries) -> Spans:
 def _cut(entries: Entries) -> tuple[I64, I64, I64]:
     """The runs cut at the borders of spans: number of the span, pages, categories of each piece."""
     number, last = entries.start >> SPAN_SHIFT, (entries.end - 1) >> SPAN_SHIFT
-    if np.array_equal(number, last):  # many short runs: the case that takes long
-        return number, (entries.end - entries.start) >> PAGE_SHIFT, entries.categories
-    pieces = last - number + 1
-    run = np.repeat(np.arange(len(number)), pieces)
-    ends = np.cumsum(pieces)
-    number = number[run] + np.arange(int(ends[-1])) - (ends - pieces)[run]
-    low = np.maximum(entries.start[run], number << SPAN_SHIFT)
-    high = np.minimum(entries.end[run], (number + 1) << SPAN_SHIFT)
-    return number, (high - low) >> PAGE_SHIFT, entries.categories[run]
+    pages = (entries.end - entries.start) >> PAGE_SHIFT
+    over = np.flatnonzero(last != number)  # few, where there are many runs
+    pieces = last[over] - number[over] + 1
+    run = np.repeat(over, pieces)
+    spans = number[run] + np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    low = np.maximum(entries.start[run], spans << SPAN_SHIFT)
+    high = np.minimum(entries.end[run], (spans + 1) << SPAN_SHIFT)
+    place = np.repeat(over - np.arange(len(over)), pieces)
+
+    def merged(whole: I64, parts: I64) -> I64:
+        return np.insert(np.delete(whole, over), place, parts)
+
+    return (
+        merged(number, spans),
+        merged(pages, (high - low) >> PAGE_SHIFT),
+        merged(entries.categories, entries.categories[run]),
+    )
 
 
 def scan_all(wanted: Sequence[int] | None = None) -> Iterator[Seen | NotSeen]:
