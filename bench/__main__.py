@@ -103,8 +103,8 @@ def armed(path: Path, runs: int) -> list[float]:
         return time.process_time() - begin
 
     def ratio(memory_first: bool) -> float:
-        spent = {memory: seconds(memory) for memory in ((ample, None) if memory_first else (None, ample))}
-        return spent[ample] / spent[None]
+        first, then = (seconds(memory) for memory in ((ample, None) if memory_first else (None, ample)))
+        return first / then if memory_first else then / first
 
     ample = Memory(1 << 40)
     ratio(True)
