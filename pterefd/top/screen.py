@@ -13,7 +13,7 @@ from pterefd.quantities import shown_size
 from pterefd.top.sources import Row, Snapshot
 
 HEADER_LINES = 4  # title, sums, the table's own head, the last line
-KEYS = "up/down or k/j: choose   f: free   q: quit"
+KEYS = "sizes in kB   up/down or k/j: choose   f: free   q: quit"
 _BARS = "▁▂▃▄▅▆▇█"
 _HISTORY = 24
 _COMM, _KB = 15, 8
@@ -59,7 +59,8 @@ def sums(title: str, snapshot: Snapshot) -> str:
 
 def plain(title: str, snapshot: Snapshot) -> str:
     """The view as lines of text, for a file or a pipe."""
-    lines = [sums(title, snapshot), f"{'PID':>8}  {'COMMAND':<16}" + "".join(f"{name:>12}" for name in _COLUMNS)]
+    head = f"{'PID':>8}  {'COMMAND':<16}" + "".join(f"{name:>12}" for name in _COLUMNS)
+    lines = [f"{sums(title, snapshot)}; below in kB", head]
     lines += [f"{row.pid:>8}  {row.comm:<16}" + "".join(f"{cell:>12}" for cell in cells(row)) for row in snapshot.rows]
     return "\n".join(lines) + "\n"
 
