@@ -68,6 +68,7 @@ def _owner(faces: Faces, task: Task) -> tuple[int, int]:
 
 
 def _serial(faces: Faces, task: Task) -> int:
+    """Its process's: a tid that is used anew within a process is not told apart."""
     return faces.host.process(task.pid).serial
 
 
