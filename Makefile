@@ -23,7 +23,7 @@ help: ## this list
 
 # exec: Ctrl-C and SIGTERM reach the daemon itself. Its own exit code stands in the last line where it is not 0.
 run: setup ## install what is missing, then run the daemon on the bundled recording, mounted at ./mnt
-	@mkdir -p mnt && exec $(BIN)/pterefd run -c etc/pterefd.toml
+	@mkdir mnt 2>/dev/null || :; exec $(BIN)/pterefd run -c etc/pterefd.toml
 
 test: setup setup-test lint types pytest ## install what is missing, then lint, types and all tests
 

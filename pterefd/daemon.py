@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +45,7 @@ from pterefd.session.sources import open_sources
 from pterefd.statusline import Status, StatusLine, text
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SIGNAL_SECONDS = 0.5
 TICK_SECONDS = 0.2
 LOCK_SECONDS = 5.0  # the host's lock is held for about a millisecond at a time
 REPLAY_STOP_SECONDS = 5.0
@@ -391,8 +393,9 @@ def has_terminal() -> bool:
 
 @contextmanager
 def stopped_by_signals(stopping: threading.Event, hup: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stopping`, and a second one acts as it would without us; SIGHUP sets `hup`.
+    """SIGINT and SIGTERM set `stopping`, and a later one acts as it would without us; SIGHUP sets `hup`.
 
+    One that comes at once is the same, told twice: timeout(1) tells the whole group, and make(1) its children.
     Under nohup, SIGHUP stays ignored. Set before libfuse is started, which leaves signals alone that have
     a handler. Does nothing outside the main thread, where Python allows no handlers.
     """
@@ -400,9 +403,14 @@ def stopped_by_signals(stopping: threading.Event, hup: threading.Event) -> Itera
         yield
         return
 
+    told: list[float] = []
+
     def stop(number: int, _: FrameType | None) -> None:
+        told.append(time.monotonic())
+        if told[-1] - told[0] > SAME_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         stopping.set()
-        signal.signal(number, signal.SIG_DFL)
 
     def hang_up(number: int, frame: FrameType | None) -> None:
         if hup is stopping:

@@ -297,6 +297,16 @@ def test_a_signal_unmounts_and_leaves_nothing_behind(start: Start, mnt: Path, nu
         s.bind(("127.0.0.1", port))
 
 
+def test_a_signal_that_is_told_twice_is_one(start: Start, mnt: Path) -> None:
+    """timeout(1) tells a whole group, and make(1) in it tells its children again."""
+    one = start()
+    one.wait_for("held")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.end()[0] == 0
+    assert os.listdir(mnt) == []
+    assert not mountpoint.is_ours(str(mnt))
+
+
 def test_a_start_recovers_what_a_killed_daemon_left(start: Start, mnt: Path) -> None:
     one = start()
     one.process.kill()
