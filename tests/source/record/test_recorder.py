@@ -246,7 +246,7 @@ for turn in range(200):
         time.sleep(0.002)
 """
     recording = record([*PYTHON, program], checkpoint_every=0.01)
-    recording.assert_exact(checkpoints=20)
+    recording.assert_exact(checkpoints=5)
 
 
 @pytest.mark.parametrize("program", [CALLS, SHARED, REFUSED], ids=["calls", "shared", "refused"])
