@@ -51,7 +51,7 @@ from pterefd.engine.tables import entry_index, next_page, page_of, pmd_of, span_
 from pterefd.mm.auto_free import change
 from pterefd.mm.files import unmap_object
 from pterefd.mm.unmap import note_rss
-from pterefd.mm.vma import is_locked_at, next_mapping, vma_at, vma_count, vma_first, vma_record
+from pterefd.mm.vma import EVERY, is_locked_at, next_mapping, vma_at, vma_count, vma_first, vma_record
 
 
 @kernel
@@ -182,11 +182,11 @@ def is_locked(s, o):
     """True where a mapping with VM_LOCKED shows the object: its pages are unevictable."""
     if s.obj[o, O_REFS] <= 1:
         return False
-    m, k = next_mapping(s, o, 1, 0)
-    while m:
-        if s.vma[vma_record(s, m, k), V_FLAGS] & VM_LOCKED:
+    m, v, _, _ = next_mapping(s, o, 1, 0, EVERY)
+    while v:
+        if s.vma[v, V_FLAGS] & VM_LOCKED:
             return True
-        m, k = next_mapping(s, o, m, k + 1)
+        m, v, _, _ = next_mapping(s, o, m, s.vma[v, V_END], EVERY)
     return False
 
 
@@ -232,9 +232,8 @@ def _forget_range(s, o, begin, end, n):
 @kernel
 def mark_mapped(s, o, pages):
     """Set pages[i] (uint8[n]) for each page i of object o that some mm maps."""
-    m, k = next_mapping(s, o, 1, 0)
-    while m:
-        v = vma_record(s, m, k)
+    m, v, _, _ = next_mapping(s, o, 1, 0, EVERY)
+    while v:
         shift = s.vma[v, V_PGOFF] - (s.vma[v, V_START] >> PAGE_SHIFT)
         addr = next_page(s, m, s.vma[v, V_START], s.vma[v, V_END])
         while addr < s.vma[v, V_END]:
@@ -246,7 +245,7 @@ def mark_mapped(s, o, pages):
                 if (state == E_FILE or state == E_SHMEM) and page + shift < len(pages):
                     pages[page + shift] = 1
             addr = next_page(s, m, (addr & ~(SPAN - 1)) + SPAN, s.vma[v, V_END])
-        m, k = next_mapping(s, o, m, k + 1)
+        m, v, _, _ = next_mapping(s, o, m, s.vma[v, V_END], EVERY)
 
 
 @kernel

@@ -28,7 +28,7 @@ from pterefd.engine.objects import add_cached, cached_run, charge_pages, drop_ca
 from pterefd.engine.publish import mark_dirty
 from pterefd.engine.tables import make_page, make_pmd, page_of, span_index
 from pterefd.mm.unmap import change_range, note_rss
-from pterefd.mm.vma import next_mapping, vma_record
+from pterefd.mm.vma import EVERY, next_mapping
 
 FAULT_AROUND_PAGES = 16  # fault_around_bytes / 4096
 
@@ -141,9 +141,8 @@ def read_fault(s, m, v, addr):
 @kernel
 def unmap_object(s, o, begin, end, transition):
     """Pages [begin, end) of the object in every mapping of every mm: unmap_mapping_range."""
-    m, k = next_mapping(s, o, 1, 0)
-    while m:
-        v = vma_record(s, m, k)
+    m, v, _, _ = next_mapping(s, o, 1, 0, EVERY)
+    while v:
         shift = (s.vma[v, V_START] >> 12) - s.vma[v, V_PGOFF]
         low = max(s.vma[v, V_START], (begin + shift) << 12)
         high = min(s.vma[v, V_END], min(end + shift, 1 << 40) << 12)
@@ -151,7 +150,7 @@ def unmap_object(s, o, begin, end, transition):
             mark_dirty(s, m)
             note_rss(s, m)
             change_range(s, m, low, high, transition)
-        m, k = next_mapping(s, o, m, k + 1)
+        m, v, _, _ = next_mapping(s, o, m, s.vma[v, V_END], EVERY)
 
 
 @kernel

@@ -28,7 +28,6 @@ from pterefd.engine.layout import (
     FROW_SHIFT,
     G_ACCOUNT,
     G_POOLS,
-    M_ALIVE,
     O_KIND,
     OBJ_FILE,
     P_ENT,
@@ -37,7 +36,6 @@ from pterefd.engine.layout import (
     PAGE_SHIFT,
     POOL_COLUMNS,
     POOL_ENT,
-    POOL_MM,
     REF_MAPPED,
     REF_ZERO_SHIFT,
     SPAN,
@@ -50,7 +48,7 @@ from pterefd.engine.layout import (
     VM_STACK,
 )
 from pterefd.engine.tables import entry_index, next_page, page_of
-from pterefd.mm.vma import vma_count, vma_first, vma_record
+from pterefd.mm.vma import next_mapping, vma_count, vma_record
 
 PSS_SHIFT = 12  # fractions of a byte, as in struct mem_size_stats
 
@@ -138,37 +136,13 @@ def count_pmds(s, f, budget, index, folios):
 
 
 @kernel
-def _seek(s, o, m, addr, budget):
-    """The first mapping of object o that ends above address addr of mm m, or in a later mm.
-
-    Returns (mm, record of the mapping, address in it, budget left).  Record 0: there is none, and mm 0; or `budget` mms
-    and mappings have been looked at, and (mm, address) is where to go on.
-    """
-    top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    while m < top and budget > 0:
-        if s.mm[m, M_ALIVE]:
-            for k in range(vma_first(s, m, addr), vma_count(s, m)):
-                v = vma_record(s, m, k)
-                addr = max(addr, s.vma[v, V_START])
-                if s.vma[v, V_OBJ] == o:
-                    return m, v, addr, budget
-                if budget <= 0:
-                    return m, 0, addr, budget
-                budget -= 1
-        m += 1
-        addr = 0
-        budget -= 1
-    return m if m < top else 0, 0, 0, budget
-
-
-@kernel
 def object_spans(s, o, m, addr, budget, n):
     """How many times 512 pages of object o mappings reach to; n so far, up to address addr of mm m: (1, 0) at first.
 
     Returns (mm, address, n), to go on from after `budget` mms and mappings; mm 0 at the end.
     """
     while budget > 0:
-        m, v, addr, budget = _seek(s, o, m, addr, budget)
+        m, v, addr, budget = next_mapping(s, o, m, addr, budget)
         if v == 0:
             break
         end = s.vma[v, V_PGOFF] + ((s.vma[v, V_END] - s.vma[v, V_START]) >> PAGE_SHIFT)
@@ -202,7 +176,7 @@ def count_object(s, o, m, addr, budget, spans, maps, n):
     pages, mms and mappings, or where maps has no room; mm 0 at the end.  What lies beyond spans is passed over.
     """
     while budget > 0:
-        m, v, addr, budget = _seek(s, o, m, addr, budget)
+        m, v, addr, budget = next_mapping(s, o, m, addr, budget)
         if v == 0:
             break
         end = s.vma[v, V_END]

@@ -55,6 +55,8 @@ from pterefd.engine.pools import give_vma, take_vma
 from pterefd.engine.tables import pmd_of, span_index
 from pterefd.mm.profile import PF_MERGE, PF_MMAP3
 
+EVERY = 1 << 62  # budget of who goes through all mappings of an object
+
 # ---- finding ----------------------------------------------------------------------------------
 
 
@@ -89,20 +91,27 @@ def vma_at(s, m, addr):
 
 
 @kernel
-def next_mapping(s, o, m, k):
-    """The first mapping of object o from the k-th of mm m on: (mm, its number there); (0, 0) where there is none.
+def next_mapping(s, o, m, addr, budget):
+    """The first mapping of object o that ends above address addr of mm m, or in a later mm; from (1, 0) on all, i_mmap.
 
-    For all of them (i_mmap), begin at (1, 0) and go on behind each.
+    Returns (mm, record of the mapping, address in it, budget left).  Record 0: there is none, and mm 0; or `budget` mms
+    and mappings have been looked at, and (mm, address) is where to go on.
     """
     top = s.g[G_POOLS + POOL_MM * POOL_COLUMNS]
-    while m < top:
+    while m < top and budget > 0:
         if s.mm[m, M_ALIVE]:
-            for i in range(k, vma_count(s, m)):
-                if s.vma[vma_record(s, m, i), V_OBJ] == o:
-                    return m, i
+            for k in range(vma_first(s, m, addr), vma_count(s, m)):
+                v = vma_record(s, m, k)
+                addr = max(addr, s.vma[v, V_START])
+                if s.vma[v, V_OBJ] == o:
+                    return m, v, addr, budget
+                if budget <= 0:
+                    return m, 0, addr, budget
+                budget -= 1
         m += 1
-        k = 0
-    return 0, 0
+        addr = 0
+        budget -= 1
+    return m if m < top else 0, 0, 0, budget
 
 
 @kernel

@@ -25,7 +25,7 @@ HUGE = A + 128 * SPAN
 OFF = 3 * PAGE  # its mapping is not where the object's 512 pages begin
 SHARED = ("rw-", "shared,anonymous")
 PIDS = range(2, 6)
-KERNELS = ("count_anon", "count_pmds", "object_spans", "count_object", "smaps_walk", "_count_entries", "_seek")
+KERNELS = ("count_anon", "count_pmds", "object_spans", "count_object", "smaps_walk", "_count_entries", "next_mapping")
 
 
 def run(machine: Host, *events: Event) -> None:
