@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pterefd.live import machine
 from pterefd.live.procmem import PAGE, SPAN_SHIFT, Map
 from pterefd.live.scan import Seen
@@ -65,28 +68,31 @@ def _empty(seen: Seen) -> Cause:
 
 
 def _located(seen: Seen) -> list[Cause]:
-    zero = Cause(
-        "zero",
-        seen.use.zero or 0,
-        "every page of these spans was read before it was written, or is a guest's balloon: all map the zero page",
-        ("do not read what was not written; huge zero pages (THP) need a PTE page for each span as well",),
-        _places(seen, seen.spans.number[seen.spans.is_zero].tolist()),
-    )
-    mixed = Cause(
-        "mixed",
-        seen.use.mixed or 0,
-        "some pages of these spans were read before they were written, and nothing else is there",
-        ("do not read what was not written",),
-        _places(seen, seen.spans.number[seen.spans.is_mixed].tolist()),
-    )
-    guard = Cause(
-        "guard",
-        seen.use.guard,
-        "guard markers (MADV_GUARD_INSTALL) keep PTE pages that map nothing else",
-        ("a PROT_NONE mapping guards without a PTE page, and costs a mapping",),
-        _places(seen, seen.spans.number[seen.spans.is_guarded].tolist()),
-    )
-    return [zero, mixed, guard]
+    """The kinds whose spans are known."""
+
+    def cause(kind: str, spans: npt.NDArray[np.bool_], why: str, help_: str) -> Cause:
+        return Cause(kind, int(spans.sum()) * PAGE, why, (help_,), _places(seen.spans.number[spans].tolist()))
+
+    return [
+        cause(
+            "zero",
+            seen.spans.is_zero,
+            "every page of these spans was read before it was written, or is a guest's balloon: all map the zero page",
+            "do not read what was not written; huge zero pages (THP) need a PTE page for each span as well",
+        ),
+        cause(
+            "mixed",
+            seen.spans.is_mixed,
+            "some pages of these spans were read before they were written, and nothing else is there",
+            "do not read what was not written",
+        ),
+        cause(
+            "guard",
+            seen.spans.is_guarded,
+            "guard markers (MADV_GUARD_INSTALL) keep PTE pages that map nothing else",
+            "a PROT_NONE mapping guards without a PTE page, and costs a mapping",
+        ),
+    ]
 
 
 def _lazy(seen: Seen) -> Cause:
@@ -132,7 +138,7 @@ def _roomiest(seen: Seen) -> tuple[tuple[int, int], ...]:
     return tuple((start, end) for _, start, end in sorted(rooms)[:_PLACES])
 
 
-def _places(seen: Seen, spans: list[int]) -> tuple[tuple[int, int], ...]:
+def _places(spans: list[int]) -> tuple[tuple[int, int], ...]:
     """The longest runs of neighbouring spans."""
     runs: list[list[int]] = []
     for span in spans:

@@ -94,23 +94,22 @@ def parse_maps(lines: Iterable[str]) -> Iterator[Map]:
 
 def read_vm_flags(tid: int) -> dict[int, frozenset[str]]:
     """VmFlags of smaps by the mapping's start: "nr" noreserve, "gd" growsdown, "lo" locked, "ac" accounted ..."""
-    return {start: frozenset(value.decode().split()) for start, value in _smaps_lines(tid, b"VmFlags:")}
+    return {start: flags for start, (flags, _) in read_page_sizes(tid).items()}
 
 
-def huge_tlb_sizes(tid: int) -> dict[int, int]:
-    """KernelPageSize in bytes of each mapping of smaps by the mapping's start: more than PAGE is hugetlb's."""
-    return {start: int(value.split()[0]) << 10 for start, value in _smaps_lines(tid, b"KernelPageSize:")}
-
-
-def _smaps_lines(tid: int, key: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines of smaps that begin with the key: where the mapping starts, and what follows the key."""
-    start = 0
+def read_page_sizes(tid: int) -> dict[int, tuple[frozenset[str], int]]:
+    """(VmFlags, KernelPageSize in bytes) of smaps by the mapping's start; hugetlb's pages ("ht") are more than PAGE."""
+    found = {}
+    start, size = 0, PAGE
     with open(f"/proc/{tid}/smaps", "rb") as file:
         for line in file:
-            if line.startswith(key):
-                yield start, line[len(key) :]
+            if line.startswith(b"KernelPageSize:"):
+                size = int(line.split()[1]) << 10
+            elif line.startswith(b"VmFlags:"):
+                found[start] = frozenset(line.decode().split()[1:]), size
             elif b"-" in line[:17] and line[:1] in b"0123456789abcdef":
                 start = int(line.split(b"-", 1)[0], 16)
+    return found
 
 
 STAT_START_BRK = 47 - 3  # of the fields after the name, see proc(5)
@@ -132,11 +131,16 @@ class Status:
     hugetlb_kb: int = 0
     kb: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def rss_kb(self) -> int:
+        """VmRSS."""
+        return sum(self.kb.get(name, 0) for name in ("RssAnon", "RssFile", "RssShmem"))
 
-def read_status(tid: int) -> Status:
-    """Parse /proc/TID/status."""
+
+def read_status(tid: int, proc: str = "/proc") -> Status:
+    """Parse TID/status of a proc tree, the kernel's own unless another is named."""
     status = Status()
-    with open(f"/proc/{tid}/status", encoding="utf-8", errors="surrogateescape") as file:
+    with open(f"{proc}/{tid}/status", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             key, _, value = line.partition(":")
             if key in STATUS_KB:

@@ -10,13 +10,12 @@ from typing import Any
 from pterefd.live import procmem
 from pterefd.live.explain import Cause, frees_whole_spans
 from pterefd.live.scan import NotSeen, TableUse
-from pterefd.names import printable
 from pterefd.quantities import shown_size
 
 _COLUMNS = ("vm_pte", "explained", "deposited", "empty", "zero", "mixed", "guard", "unseen")
 GROUPS: Mapping[str, Callable[[TableUse], str]] = {
-    "cgroup": lambda use: printable(use.cgroup),
-    "comm": lambda use: printable(use.comm),
+    "cgroup": lambda use: use.cgroup,
+    "comm": lambda use: use.comm,
     "user": lambda use: str(use.uid),
 }
 Causes = Mapping[int, Sequence[Cause]]
@@ -27,7 +26,6 @@ def as_json(uses: Sequence[TableUse], not_seen: Sequence[NotSeen], causes: Cause
     rows = []
     for use in uses:
         row = asdict(use) | {"reclaimable": use.reclaimable}
-        row |= {"comm": printable(use.comm), "cgroup": printable(use.cgroup)}
         if use.pid in causes:
             row["explain"] = [cause.as_dict() for cause in causes[use.pid]]
         rows.append(row)
@@ -65,7 +63,7 @@ def render(uses: Sequence[TableUse], not_seen: Sequence[NotSeen], causes: Causes
     """The same as text for people, in kB as /proc has it; lines ending in newlines."""
     lines = [_line("PID", "COMMAND", [name.replace("vm_pte", "VmPTE") for name in _COLUMNS])]
     for use in uses:
-        lines.append(_line(str(use.pid), printable(use.comm), [_kb(getattr(use, name)) for name in _COLUMNS]))
+        lines.append(_line(str(use.pid), use.comm, [_kb(getattr(use, name)) for name in _COLUMNS]))
         if not use.steady:
             lines.append(f"{'':>8}  its tables changed while it was looked at: take it as near the truth")
         for cause in causes.get(use.pid, ()):

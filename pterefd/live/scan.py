@@ -30,9 +30,9 @@ from pterefd.live.procmem import (
     Entries,
     Map,
 )
+from pterefd.names import printable
 
 I64 = npt.NDArray[np.int64]
-PAGE_SHIFT = 12
 PTRS_PER_PTE = 512
 _ATTEMPTS = 4  # until VmPTE is the same before and after the entries were read
 _STAT_STARTTIME = 22 - 3
@@ -89,7 +89,7 @@ class TableUse:
     guard: PTE pages that guard markers keep; beyond the mail's kinds, as mixed is.
     unseen: tables that may belong to mappings which the kernel does not show (VM_PFNMAP), not counted as empty.
     rss: RssAnon + RssFile + RssShmem.  zero, mixed: None where this kernel does not tell zero pages.
-    steady: VmPTE did not change meanwhile.
+    steady: VmPTE did not change meanwhile.  comm, cgroup: fit to be shown (names.printable).
     """
 
     pid: int
@@ -171,14 +171,14 @@ def _scan(pid: int) -> Seen | None:
         TableUse(
             pid=pid,
             start_time=began,
-            comm=after.name,
+            comm=printable(after.name),
             uid=after.uid,
-            cgroup=read_cgroup(tid),
+            cgroup=printable(read_cgroup(tid)),
             vm_pte=after.kb["VmPTE"] << 10,
             zero=int(spans.is_zero.sum()) * PAGE if told else None,
             mixed=int(spans.is_mixed.sum()) * PAGE if told else None,
             guard=int(spans.is_guarded.sum()) * PAGE,
-            rss=sum(after.kb.get(name, 0) for name in ("RssAnon", "RssFile", "RssShmem")) << 10,
+            rss=after.rss_kb << 10,
             swap=after.kb.get("VmSwap", 0) << 10,
             steady=after.kb["VmPTE"] == before.kb["VmPTE"],
             **use,
@@ -242,14 +242,13 @@ def _hidden(pid: int, maps: list[Map], status: procmem.Status) -> _Hidden:
     unseen = [(m.start, m.end) for m in maps if m.path.startswith("[vvar")]
     if not any(_may_be_a_device(mapping.path) for mapping in maps) and not status.hugetlb_kb:
         return _Hidden([], unseen)
-    flags = procmem.read_vm_flags(pid)
-    sizes = procmem.huge_tlb_sizes(pid) if status.hugetlb_kb else {}
+    told = procmem.read_page_sizes(pid)
     huge_tlb = []
     for mapping in maps:
-        has = flags.get(mapping.start, frozenset())
-        if "ht" in has:
-            huge_tlb.append((mapping.start, mapping.end, sizes.get(mapping.start, PAGE)))
-        elif "pf" in has and not mapping.path.startswith("[vvar"):
+        flags, size = told.get(mapping.start, (frozenset(), PAGE))
+        if "ht" in flags:
+            huge_tlb.append((mapping.start, mapping.end, size))
+        elif "pf" in flags and not mapping.path.startswith("[vvar"):
             unseen.append((mapping.start, mapping.end))
     return _Hidden(huge_tlb, unseen)
 
@@ -266,7 +265,8 @@ def _may_be_a_device(path: str) -> bool:
 def _tables(vm_pte: int, entries: Entries, hidden: _Hidden) -> tuple[Spans, dict[str, int]]:
     """PTE pages with entries, and the bytes of tables: explained, deposited, empty, unseen."""
     # A run of PAGEMAP_SCAN may go over the border of two mappings.
-    entries = cut(entries, np.array([border for start, end, _ in hidden.huge_tlb for border in (start, end)]))
+    borders = {border for start, end, _ in hidden.huge_tlb for border in (start, end)}
+    entries = cut(entries, np.array(sorted(borders), dtype=np.int64))
     huge = (entries.categories & PAGE_IS_HUGE) != 0
     tlb = np.zeros(len(huge), dtype=bool)
     no_pmd = np.zeros(len(huge), dtype=bool)
@@ -291,20 +291,34 @@ def _tables(vm_pte: int, entries: Entries, hidden: _Hidden) -> tuple[Spans, dict
 
 
 def cut(entries: Entries, borders: I64) -> Entries:
-    """The runs, none of which goes over one of the borders."""
+    """The runs, none of which goes over one of the borders (ascending)."""
     if not len(borders):
         return entries
-    borders = np.unique(borders)
     low = np.searchsorted(borders, entries.start, side="right")
-    pieces = np.searchsorted(borders, entries.end, side="left") - low + 1
-    run = np.repeat(np.arange(len(pieces)), pieces)
+    inside = np.searchsorted(borders, entries.end, side="left") - low
+    over = np.flatnonzero(inside > 0)  # few, where there are many runs: the others stay as they are
+    pieces = inside[over] + 1
+    run = np.repeat(over, pieces)
     number = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first, last = number == 0, number == pieces[run] - 1
-    at = np.clip(low[run] + number, 0, len(borders) - 1)
-    before = np.clip(low[run] + number - 1, 0, len(borders) - 1)
-    start = np.where(first, entries.start[run], borders[before])
-    end = np.where(last, entries.end[run], borders[at])
-    return Entries(start, end, entries.categories[run])
+    behind = low[run] + number  # number of the border at which a piece ends, but for a run's last
+    start = np.where(number == 0, entries.start[run], borders[behind - 1])
+    end = np.where(number == inside[run], entries.end[run], borders[np.minimum(behind, len(borders) - 1)])
+    place = np.repeat(over - np.arange(len(over)), pieces)
+
+    def merged(whole: I64, parts: I64) -> I64:
+        return np.insert(np.delete(whole, over), place, parts)
+
+    return Entries(
+        merged(entries.start, start), merged(entries.end, end), merged(entries.categories, entries.categories[run])
+    )
+
+
+def _span_borders(entries: Entries) -> I64:
+    """Borders of spans that runs go over, ascending."""
+    first, last = entries.start >> SPAN_SHIFT, (entries.end - 1) >> SPAN_SHIFT
+    count = last - first
+    number = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    return (np.repeat(first, count) + number + 1) << SPAN_SHIFT
 
 
 def _may_have(ranges: list[tuple[int, int]], entries: Entries) -> int:
@@ -325,7 +339,8 @@ def count_spans(entries: Entries) -> Spans:
     """What each PTE page of the runs (ascending, apart, none of a PMD entry) holds."""
     if not len(entries.start):
         return Spans(*(np.empty(0, dtype=np.int64) for _ in range(4)))
-    number, pages, categories = _cut(entries)
+    pieces = cut(entries, _span_borders(entries))
+    number, pages, categories = pieces.start >> SPAN_SHIFT, (pieces.end - pieces.start) // PAGE, pieces.categories
     begins = np.flatnonzero(np.concatenate(([True], number[1:] != number[:-1])))
     all_pages = np.add.reduceat(pages, begins)
     zero, guard = (
@@ -336,28 +351,6 @@ def count_spans(entries: Entries) -> Spans:
         )
     )
     return Spans(number[begins], zero, guard, all_pages - zero - guard)
-
-
-def _cut(entries: Entries) -> tuple[I64, I64, I64]:
-    """The runs cut at the borders of spans: number of the span, pages, categories of each piece."""
-    number, last = entries.start >> SPAN_SHIFT, (entries.end - 1) >> SPAN_SHIFT
-    pages = (entries.end - entries.start) >> PAGE_SHIFT
-    over = np.flatnonzero(last != number)  # few, where there are many runs
-    pieces = last[over] - number[over] + 1
-    run = np.repeat(over, pieces)
-    spans = number[run] + np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    low = np.maximum(entries.start[run], spans << SPAN_SHIFT)
-    high = np.minimum(entries.end[run], (spans + 1) << SPAN_SHIFT)
-    place = np.repeat(over - np.arange(len(over)), pieces)
-
-    def merged(whole: I64, parts: I64) -> I64:
-        return np.insert(np.delete(whole, over), place, parts)
-
-    return (
-        merged(number, spans),
-        merged(pages, (high - low) >> PAGE_SHIFT),
-        merged(entries.categories, entries.categories[run]),
-    )
 
 
 def scan_all(wanted: Sequence[int] | None = None) -> Iterator[Seen | NotSeen]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import heapq
 import os
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from pterefd.errors import Missing
+from pterefd.live import procmem
 from pterefd.live.procmem import Status
 from pterefd.live.watch import Watch
 from pterefd.names import printable
@@ -17,7 +17,7 @@ from pterefd.names import printable
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A process, sizes in bytes. key: pid, and what else tells it from others.  age: seconds since it was measured."""
+    """A process, sizes in bytes. key: pid, and what else tells it from others."""
 
     key: tuple[int, int]
     comm: str
@@ -27,7 +27,6 @@ class Row:
     zero: int
     mixed: int
     rss: int
-    age: float = 0.0
 
     @property
     def pid(self) -> int:
@@ -72,33 +71,30 @@ class Mounted:
             names = [name for name in os.listdir(self._point) if name.isdecimal()]
         except OSError:
             raise Missing(f"{self._point}: the pterefd that was mounted there is gone") from None
-        found: list[tuple[int, int, dict[str, str]]] = []
+        found: list[tuple[int, int, Status]] = []
         for name in names:
             with suppress(OSError, ValueError):  # gone meanwhile
-                found.append((self._number(name, "reclaimable_pt_bytes"), int(name), self._status(name)))
+                status = procmem.read_status(int(name), self._point)
+                found.append((self._number(name, "reclaimable_pt_bytes"), int(name), status))
         shown = heapq.nlargest(most, found, key=lambda each: (each[0], -each[1]))
         return Snapshot(
             [row for row in (self._row(*each) for each in shown) if row is not None],
             len(found),
-            sum(_kb(status, "VmPTE") for _, _, status in found),
+            sum(status.kb["VmPTE"] << 10 for _, _, status in found),
             sum(reclaimable for reclaimable, _, _ in found),
         )
 
-    def _row(self, reclaimable: int, pid: int, status: dict[str, str]) -> Row | None:
+    def _row(self, reclaimable: int, pid: int, status: Status) -> Row | None:
         try:
             empty, zero, mixed = (self._number(pid, f"pt_reclaim/{kind}_bytes") for kind in ("empty", "zero", "mixed"))
         except (OSError, ValueError):
             return None
-        comm = printable(status.get("Name", ""))
-        return Row((pid, 0), comm, _kb(status, "VmPTE"), reclaimable, empty, zero, mixed, _kb(status, "VmRSS"))
+        vm_pte, rss = status.kb["VmPTE"] << 10, status.rss_kb << 10
+        return Row((pid, 0), printable(status.name), vm_pte, reclaimable, empty, zero, mixed, rss)
 
     def _number(self, pid: str | int, name: str) -> int:
         with open(f"{self._point}/{pid}/{name}", encoding="ascii") as file:
             return int(file.read())
-
-    def _status(self, pid: str) -> dict[str, str]:
-        with open(f"{self._point}/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
-            return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
 
     def free(self, row: Row) -> str:
         """By sys/vm/free_ptes, as anybody would."""
@@ -116,34 +112,26 @@ class Live:
     """This machine's own processes, scanned within a budget."""
 
     def __init__(self, budget: float) -> None:
-        self._watch = Watch(budget, self._note)
-        self._status: dict[int, Status] = {}
+        self._watch = Watch(budget)
         self.title = "this machine"
-
-    def _note(self, pid: int, status: Status) -> bool:
-        self._status[pid] = status
-        return True
 
     def snapshot(self, most: int) -> Snapshot:
         """Scans who is due."""
-        self._status.clear()
         self._watch.look()
-        now = time.monotonic()
         known = self._watch.processes
         rows = [
             Row(
                 key,
-                printable(self._status[key[0]].name),
+                use.comm,
                 each.vm_pte,
-                each.use.reclaimable,
-                each.use.empty,
-                each.use.zero or 0,
-                each.use.mixed or 0,
-                each.use.rss,
-                now - each.at,
+                use.reclaimable,
+                use.empty,
+                use.zero or 0,
+                use.mixed or 0,
+                use.rss,
             )
             for key, each in known.items()
-            if each.use is not None and not each.why
+            if (use := each.use) is not None and not each.why
         ]
         not_seen = sum(bool(each.why) for each in known.values())
         return Snapshot(
@@ -158,9 +146,3 @@ class Live:
     def free(self, row: Row) -> str:
         """Running processes are looked at and left alone."""
         return f"{row.pid} {row.comm}: only looked at, as it is no simulated process; scan --explain says what helps"
-
-
-def _kb(status: dict[str, str], key: str) -> int:
-    """Bytes of a line such as `VmPTE:  12 kB`; 0 where there is none."""
-    value = status.get(key)
-    return int(value.split()[0]) << 10 if value else 0
