@@ -53,6 +53,12 @@ def force(names: str = "OUT") -> Callable[[Any], Any]:
     return click.option("--force", is_flag=True, help=f"Replace an existing {names}.")
 
 
+# Of a mounted tree, for shell.choose_mount.
+mount = click.option(
+    "--mount", type=FILE, metavar="DIR", help="Where the tree is mounted.  [default: ./mnt, else the only one of use]"
+)
+
+
 class Quantity(click.ParamType):
     """A click type out of one of the functions of pterefd.quantities: their errors become usage errors."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pterefd import outputs
-from pterefd.cli.differences import check_options, difference_lines, last_line
+from pterefd.cli.differences import BUT_FOR_LARGE_FOLIOS, check_options, difference_lines, last_line
 from pterefd.cli.options import FILE, force, output, print_json, progress
 from pterefd.errors import Partly, PterefdError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--profile", metavar="P", default="auto", help="Which kernel's rules; default: those of the kernel it runs on."
 )
 @click.option("--every", type=click.IntRange(min=1), metavar="N", help="Compare after every N events, too.")
-@click.option("--fields", metavar="A,B|all", help="Compare these; default VmPTE,RssAnon,RssShmem,VmSwap.")
+@click.option("--fields", metavar="A,B|all", help=f"Compare these; default {BUT_FOR_LARGE_FOLIOS}.")
 @click.option("--tolerance", "tolerances", multiple=True, metavar="FIELD=16kB|1%", help="Repeatable.")
 @click.option("--time", "timed", is_flag=True, help="Also say how long kernel and model take, medians of 5 runs.")
 @output("--reproducer", metavar="OUT.c", what="Where something differs: write the shortest C program.")

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import click
 
-from pterefd.cli.options import FILE
+from pterefd.cli import options
 from pterefd.errors import PterefdError
 
 
 @click.command("shell", context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--mount", type=FILE, metavar="DIR", help="Where the tree is mounted.  [default: ./mnt, else the only one of use]"
-)
+@options.mount
 @click.argument("argv", nargs=-1, metavar="[-- COMMAND [ARG]...]")
 def command(mount: Path | None, argv: tuple[str, ...]) -> int:
     """Start a shell, or run COMMAND, with the mounted tree on /proc: ps, top and pmap 1 just work.

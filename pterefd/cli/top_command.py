@@ -7,15 +7,14 @@ from pathlib import Path
 
 import click
 
-from pterefd.cli.options import FILE, Quantity
+from pterefd.cli import options
+from pterefd.cli.options import Quantity
 from pterefd.quantities import seconds
 
 
 @click.command("top")
 @click.option("--live", is_flag=True, help="This machine's own processes, instead of those of a mounted tree.")
-@click.option(
-    "--mount", type=FILE, metavar="DIR", help="Where the tree is mounted.  [default: ./mnt, else the only one of use]"
-)
+@options.mount
 @click.option(
     "--interval",
     type=Quantity("DURATION", seconds),

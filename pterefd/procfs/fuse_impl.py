@@ -10,8 +10,7 @@ import ctypes
 import importlib
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +68,13 @@ def _import(module: str, library: str) -> Any:
             os.environ["FUSE_LIBRARY_PATH"] = before
 
 
-@contextmanager
-def _broken_pipes_ignored() -> Iterator[None]:
-    """SIGPIPE is ignored again at the end, as Python has it: libfuse 2 (fuse_remove_signal_handlers) sets its default,
-    and a write that nobody reads would end the daemon. By the C library, since this is not the main thread.
+def ignore_broken_pipes() -> None:
+    """SIGPIPE is ignored again after a mount, as Python has it: libfuse 2 (fuse_remove_signal_handlers) sets its
+    default, and a write that nobody reads would end the daemon. By the C library, for any thread.
     """
-    try:
-        yield
-    finally:
-        library = ctypes.CDLL(None)
-        library.signal.argtypes = ctypes.c_int, ctypes.c_void_p
-        library.signal(signal.SIGPIPE, int(signal.SIG_IGN))
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+    library.signal(signal.SIGPIPE, int(signal.SIG_IGN))
 
 
 def _mfusepy(library: str) -> Binding:
@@ -90,8 +85,7 @@ def _mfusepy(library: str) -> Binding:
         limits["max_threads"] = THREADS
 
     def serve(operations: Any, mountpoint: str, **options: Any) -> None:
-        with _broken_pipes_ignored():
-            module.FUSE(operations, mountpoint, **options, **limits)
+        module.FUSE(operations, mountpoint, **options, **limits)
 
     return Binding("mfusepy", version, serve, module.fuse_get_context)
 
@@ -114,7 +108,6 @@ def _fusepy(library: str) -> Binding:
             return getattr(self.operations, name)
 
     def serve(operations: Any, mountpoint: str, **options: Any) -> None:
-        with _broken_pipes_ignored():
-            module.FUSE(Called(operations), mountpoint, **options)
+        module.FUSE(Called(operations), mountpoint, **options)
 
     return Binding("fusepy", (2, 9), serve, module.fuse_get_context)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pterefd.errors import Missing
 from pterefd.procfs import mountpoint
-from pterefd.procfs.fuse_impl import Binding
+from pterefd.procfs.fuse_impl import Binding, ignore_broken_pipes
 from pterefd.procfs.helped import Helped
 from pterefd.procfs.operations import Operations
 from pterefd.procfs.tree import Tree
@@ -110,4 +110,5 @@ class Mount:
         except RuntimeError:
             pass  # fuse_main's return value; start() says that it is not mounted
         finally:
+            ignore_broken_pipes()
             self._ended.set()

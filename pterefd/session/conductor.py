@@ -62,7 +62,7 @@ class Conductor:
         The clock starts once the first events of every source are there.
         """
         for replay in self._replays:
-            replay.waited_for(self._clock())
+            replay.beat(self._clock())
         self._ahead.start()
         try:
             self._ahead.fill()
@@ -85,7 +85,7 @@ class Conductor:
         due = {replay: replay.time_at(now) for replay in running}
         for replay in running:
             if due[replay] < replay.next_ns:
-                replay.nothing_due(now)
+                replay.beat(now)
         ready = [replay for replay in running if self._end_of_next(replay) <= due[replay]]
         if not ready:
             return self._tick_up_to(min((self._quantum(due[replay]) for replay in running), default=0))

@@ -120,10 +120,6 @@ class Replay:
         """Whom to tell when something has changed, and what the time is."""
         self._wake, self._clock = wake, clock
 
-    def waited_for(self, wall: float) -> None:
-        """Its first events are to come from now on."""
-        self._beat = wall
-
     def begin(self, wall: float) -> None:
         """The clock starts."""
         with self._changing:
@@ -167,8 +163,8 @@ class Replay:
             speed, (start, base) = self._speed, self._anchor
         return NEVER - 1 if speed is None else base + int((wall - start) * speed * 1e9)
 
-    def nothing_due(self, wall: float) -> None:
-        """It was seen that the next event's time has not come: no stall."""
+    def beat(self, wall: float) -> None:
+        """No stall as of now: its first events are waited for from here on, or the next one's time has not come."""
         self._beat = wall
 
     def seconds_to(self, time_ns: int, wall: float) -> float:
