@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.live.grower_process import Grower
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(sys.executable).parent / "pterefd"
 
@@ -50,6 +52,14 @@ def pterefd(tmp_path: Path) -> Run:
         return subprocess.run([str(SCRIPT), *map(str, args)], timeout=timeout, **settings)  # type: ignore[call-overload]
 
     return run
+
+
+@pytest.fixture
+def grower() -> Iterator[Grower]:
+    """A process of this machine whose page-table memory is known."""
+    one = Grower()
+    yield one
+    one.end()
 
 
 @pytest.fixture(scope="session")

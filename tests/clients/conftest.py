@@ -17,11 +17,11 @@ from tests.clients.simulated import (
     Simulated,
     daemon,
     public_directory,
+    smallest,
     take_away_dead_mounts,
     write_configuration,
     write_shipped_configuration,
 )
-from tests.house import write_trace
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +48,8 @@ def _no_dead_mounts() -> None:
 @pytest.fixture
 def another() -> Iterator[Simulated]:
     """One more daemon, on the smallest host, which its own user alone may see."""
-    with public_directory() as directory:
-        write_trace(directory / "trace.jsonl")
-        path = directory / "pterefd.toml"
-        path.write_text(f'daemon.mount = "{directory}/mnt"\nmetrics.address = "off"\nreplay.traces = ["trace.jsonl"]\n')
-        with daemon(directory, path) as running:
-            yield running
+    with smallest() as running:
+        yield running
 
 
 # -- the table -----------------------------------------------------------------------------------------

@@ -357,3 +357,14 @@ def samples(text: str) -> dict[str, float]:
     """Prometheus' text format: a value for each `name{labels}`."""
     found = (re.fullmatch(r"([a-zA-Z_:][^ {]*(?:\{.*\})?) (\S+)", line) for line in text.splitlines())
     return {match[1]: float(match[2]) for match in found if match}
+
+
+@contextmanager
+def smallest() -> Iterator[Simulated]:
+    """A daemon on the small host of tests/house.py, which its own user alone may see."""
+    with public_directory() as directory:
+        write_trace(directory / "trace.jsonl")
+        path = directory / "pterefd.toml"
+        path.write_text(f'daemon.mount = "{directory}/mnt"\nmetrics.address = "off"\nreplay.traces = ["trace.jsonl"]\n')
+        with daemon(directory, path) as running:
+            yield running

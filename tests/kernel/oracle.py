@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -130,30 +131,21 @@ def run_one(machine: Machine, family: str, seed: int, length: int, shrinking: bo
     refused = refused_splits()
     execution = Execution(machine, program)
     verdict = check_rows(execution.run())
+    outcome = partial(Outcome, family, seed, machine.thp or "never", verdict.checkpoints)
     if not verdict.differences:
-        return Outcome(family, seed, machine.thp or "never", verdict.checkpoints)
+        return outcome()
     by_chance = refused_splits() > refused or {d.field for d in verdict.differences} <= LARGE_FOLIO_FIELDS
     if by_chance and not any(differs(machine, program) for _ in range(AGAIN)):
-        return Outcome(family, seed, machine.thp or "never", verdict.checkpoints, again=True)
+        return outcome(again=True)
     if shrinking:
         careful = replace(machine, every_process=True)
         ops = shrink(program.ops, lambda ops: differs(careful, replace(program, ops=ops)))
         rows = Execution(careful, replace(program, ops=ops)).run()
         again = check_rows(rows)
         if again.differences:
-            return Outcome(
-                family,
-                seed,
-                machine.thp or "never",
-                verdict.checkpoints,
-                readable(rows, again.differences),
-                encode(rows),
-            )
+            return outcome(readable(rows, again.differences), encode(rows))
     # It does not show again (or was not to be shrunk): keep what was seen.
-    rows = execution.rows
-    return Outcome(
-        family, seed, machine.thp or "never", verdict.checkpoints, readable(rows, verdict.differences), encode(rows)
-    )
+    return outcome(readable(execution.rows, verdict.differences), encode(execution.rows))
 
 
 def plan(programs: int, seed: int, families: Sequence[str]) -> Work:

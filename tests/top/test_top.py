@@ -10,24 +10,19 @@ import pytest
 
 from pterefd.top.screen import History
 from pterefd.top.sources import Row
-from tests.clients.simulated import Simulated, daemon, public_directory
+from tests.clients.simulated import Simulated, smallest
 from tests.clients.terminal import Terminal
 from tests.conftest import SCRIPT, Run
-from tests.house import write_trace
 from tests.live.grower_process import Grower
 
 
 @pytest.fixture(scope="module")
 def mounted() -> Iterator[Simulated]:
     """The small host of tests/house.py: pid 7 has 9 empty PTE pages, pid 1 has 5 and 2 zero ones."""
-    with public_directory() as directory:
-        write_trace(directory / "trace.jsonl")
-        path = directory / "pterefd.toml"
-        path.write_text(f'daemon.mount = "{directory}/mnt"\nmetrics.address = "off"\nreplay.traces = ["trace.jsonl"]\n')
-        with daemon(directory, path) as running:
-            while running.read("sys/pterefd/replay/state") != "ended\n":
-                time.sleep(0.05)
-            yield running
+    with smallest() as running:
+        while running.read("sys/pterefd/replay/state") != "ended\n":
+            time.sleep(0.05)
+        yield running
 
 
 def rows(text: str) -> dict[int, list[str]]:
@@ -71,18 +66,14 @@ def test_running_processes(grower: Grower, pterefd: Run) -> None:
     assert int(found[grower.pid][3]) >= 256
 
 
-def test_a_tree_that_goes_ends_it(pterefd: Run) -> None:
-    with public_directory() as directory:
-        write_trace(directory / "trace.jsonl")
-        path = directory / "pterefd.toml"
-        path.write_text(f'daemon.mount = "{directory}/mnt"\nmetrics.address = "off"\nreplay.traces = ["trace.jsonl"]\n')
-        with daemon(directory, path) as running:
-            command = [SCRIPT, "top", "--mount", str(running.mount), "--batch", "--interval", "100ms"]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as top:
-                assert top.stdout is not None
-                assert top.stdout.readline().startswith(str(running.mount))
-                running.process.terminate()
-                _, err = top.communicate(timeout=60)
+def test_a_tree_that_goes_ends_it() -> None:
+    with smallest() as running:
+        command = [SCRIPT, "top", "--mount", str(running.mount), "--batch", "--interval", "100ms"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as top:
+            assert top.stdout is not None
+            assert top.stdout.readline().startswith(str(running.mount))
+            running.process.terminate()
+            _, err = top.communicate(timeout=60)
     assert top.returncode == 3
     assert err.startswith("pterefd: ")
     assert err.endswith("the pterefd that was mounted there is gone\n")
