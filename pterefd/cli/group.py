@@ -35,6 +35,7 @@ COMMANDS = (
     "shell",
     "scan",
     "top",
+    "free",
     "plugins",
     "doctor",
 )

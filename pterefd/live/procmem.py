@@ -337,12 +337,17 @@ def scan_abilities() -> int:
     return 0
 
 
+def address_of(memory: mmap.mmap) -> int:
+    """Where a mapping of this process begins."""
+    return int(np.frombuffer(memory, dtype=np.uint8).__array_interface__["data"][0])
+
+
 @cache
 def zero_pfn() -> int:
     """Number of the shared zero page's frame, 0 where it is not told (CAP_SYS_ADMIN): that of a page only read."""
     with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ) as page:
         assert page[0] == 0
-        address = np.frombuffer(page, dtype=np.uint8).__array_interface__["data"][0]
+        address = address_of(page)
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
             (word,) = struct.unpack("<Q", os.pread(fd, 8, address // PAGE * 8))
@@ -366,9 +371,14 @@ def read_entries(tid: int, maps: list[Map] | None = None) -> Entries:
     try:
         if scan_abilities():
             return _scan(fd, [(0, USER_END - PAGE)] if maps is None else windows(maps))
-        return _read_pagemap(fd, maps if maps is not None else read_maps(tid))
+        return _read_pagemap(fd, ((m.start, m.end) for m in (maps if maps is not None else read_maps(tid))))
     finally:
         os.close(fd)
+
+
+def read_ranges(fd: int, ranges: Iterable[tuple[int, int]]) -> Entries:
+    """The entries that are set in ranges (ascending) alone. fd: of /proc/TID/pagemap."""
+    return _scan(fd, ranges) if scan_abilities() else _read_pagemap(fd, ranges)
 
 
 def windows(maps: Iterable[Map]) -> Iterator[tuple[int, int]]:
@@ -403,13 +413,13 @@ def _scan(fd: int, ranges: Iterable[tuple[int, int]]) -> Entries:
     return Entries(*np.ascontiguousarray(regions[:count].T))
 
 
-def _read_pagemap(fd: int, maps: list[Map]) -> Entries:
-    """All entries from the pagemap file. The zero page is told by its frame, where frames are shown."""
+def _read_pagemap(fd: int, ranges: Iterable[tuple[int, int]]) -> Entries:
+    """All entries of the ranges from the pagemap file. The zero page is told by its frame, where frames are shown."""
     starts, ends, bits = [], [], []
-    for mapping in maps:
-        at = mapping.start
-        while at < mapping.end:
-            raw = os.pread(fd, min(_PM_READ, (mapping.end - at) // PAGE * 8), at // PAGE * 8)
+    for start, end in ranges:
+        at = start
+        while at < end:
+            raw = os.pread(fd, min(_PM_READ, (end - at) // PAGE * 8), at // PAGE * 8)
             if not raw:
                 break
             words = np.frombuffer(raw, dtype="<u8")

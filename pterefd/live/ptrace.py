@@ -1,6 +1,6 @@
-"""ptrace(2), waitpid(2), kcmp(2) and the timer of a tracer's loop, through ctypes.
+"""ptrace(2), waitpid(2), kcmp(2), pidfd_getfd(2) and the timer of a tracer's loop, through ctypes.
 
-Only what the tracer needs, under the kernel's names. A request on a task that is gone (SIGKILL ends a
+Only what tracers here need, under the kernel's names. A request on a task that is gone (SIGKILL ends a
 task that stands still, too) answers False; anything else that fails is an OSError.
 """
 
@@ -13,12 +13,17 @@ import signal
 from typing import NamedTuple
 
 PTRACE_CONT = 7
+PTRACE_GETREGS = 12
+PTRACE_SETREGS = 13
 PTRACE_DETACH = 17
 PTRACE_GETEVENTMSG = 0x4201
 PTRACE_GETSIGINFO = 0x4202
 PTRACE_SEIZE = 0x4206
 PTRACE_INTERRUPT = 0x4207
 PTRACE_LISTEN = 0x4208
+PTRACE_GETSIGMASK = 0x420A
+PTRACE_SETSIGMASK = 0x420B
+PTRACE_GET_RSEQ_CONFIGURATION = 0x420F
 
 PTRACE_EVENT_FORK = 1
 PTRACE_EVENT_VFORK = 2
@@ -48,6 +53,7 @@ PR_SET_THP_DISABLE = 41
 _WALL = 0x40000000
 _SYS_KCMP = 312  # x86_64
 _SYS_GETTID = 186
+_SYS_PIDFD_GETFD = 438
 _SYS_TIMER_CREATE = 222
 _SYS_TIMER_SETTIME = 223
 _SYS_TIMER_DELETE = 226
@@ -70,6 +76,32 @@ class SigInfo(NamedTuple):
     addr: int
 
 
+class Regs(ctypes.Structure):
+    """struct user_regs_struct of x86_64: what a stopped task's registers are, in the kernel's order."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
+            *("orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
+        )
+    )
+
+    def copy(self) -> Regs:
+        """Another one with the same values."""
+        return Regs.from_buffer_copy(self)
+
+    @property
+    def call(self) -> int:
+        """Number of the system call that it was stopped in, -1 for none."""
+        return ctypes.c_int64(self.orig_rax).value
+
+    @property
+    def result(self) -> int:
+        """rax as a signed number: what that call returns, or an internal code of the kernel to restart it."""
+        return ctypes.c_int64(self.rax).value
+
+
 def _request(request: int, tid: int, addr: int = 0, data: int = 0) -> bool:
     """One ptrace request; False where the task is gone."""
     if _libc.ptrace(request, tid, addr, data) != -1:
@@ -80,9 +112,9 @@ def _request(request: int, tid: int, addr: int = 0, data: int = 0) -> bool:
     raise OSError(code, f"ptrace request {request:#x} on task {tid}: {os.strerror(code)}")
 
 
-def seize(tid: int) -> bool:
-    """Trace a running task without stopping it, its later threads and children too."""
-    return _request(PTRACE_SEIZE, tid, 0, OPTIONS)
+def seize(tid: int, options: int = OPTIONS) -> bool:
+    """Trace a running task without stopping it, by default its later threads and children too."""
+    return _request(PTRACE_SEIZE, tid, 0, options)
 
 
 def interrupt(tid: int) -> bool:
@@ -124,6 +156,44 @@ def signal_info(tid: int) -> SigInfo | None:
         int.from_bytes(raw[8:12], "little", signed=True),
         int.from_bytes(raw[16:24], "little"),
     )
+
+
+def registers(tid: int) -> Regs | None:
+    """PTRACE_GETREGS; None where the task is gone."""
+    regs = Regs()
+    return regs if _request(PTRACE_GETREGS, tid, 0, ctypes.addressof(regs)) else None
+
+
+def set_registers(tid: int, regs: Regs) -> bool:
+    """PTRACE_SETREGS."""
+    return _request(PTRACE_SETREGS, tid, 0, ctypes.addressof(regs))
+
+
+def signal_mask(tid: int) -> int | None:
+    """PTRACE_GETSIGMASK: the mask that the task has outside a call that sets one for its time; None where gone."""
+    mask = ctypes.c_uint64(0)
+    return mask.value if _request(PTRACE_GETSIGMASK, tid, 8, ctypes.addressof(mask)) else None
+
+
+def set_signal_mask(tid: int, mask: int) -> bool:
+    """PTRACE_SETSIGMASK."""
+    return _request(PTRACE_SETSIGMASK, tid, 8, ctypes.addressof(ctypes.c_uint64(mask)))
+
+
+def rseq_area(tid: int) -> int:
+    """Where the task's struct rseq is (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13); 0 for nowhere, or not told."""
+    found = (ctypes.c_uint64 * 3)()  # pointer; size and signature; flags and padding
+    # The kernel answers with the number of bytes, and with EIO where it has no such request.
+    if _libc.ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(found), ctypes.addressof(found)) <= 0:
+        return 0
+    return found[0]
+
+
+def copied_descriptor(pidfd: int, fd: int) -> int | None:
+    """pidfd_getfd(2): a copy of another process's descriptor; None where that may not be had."""
+    zero = ctypes.c_long(0)
+    answer = int(_libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), ctypes.c_long(pidfd), ctypes.c_long(fd), zero))
+    return None if answer < 0 else answer
 
 
 def wait(pid: int = -1, *, block: bool = True) -> tuple[int, int] | None:

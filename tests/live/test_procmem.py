@@ -60,7 +60,7 @@ def test_the_pagemap_file_says_the_same(
         monkeypatch.setattr(procmem, "zero_pfn", lambda: 0)
     maps = [line for line in procmem.read_maps(os.getpid()) if line.start <= start < line.end]
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
-    found = procmem._read_pagemap(fd, maps)
+    found = procmem._read_pagemap(fd, ((m.start, m.end) for m in maps))
     os.close(fd)
     both = [(0, MIB, "anon"), (MIB, 2 * MIB, "zero")]
     assert _within(found, start, start + 8 * MIB) == (both if told else [(0, 2 * MIB, "anon")])

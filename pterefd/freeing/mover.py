@@ -1,0 +1,212 @@
+"""The stub at work in one stopped thread: from its entry until the thread is as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from pterefd.freeing import stub
+from pterefd.freeing.cave import Cave
+from pterefd.freeing.errors import PutOff
+from pterefd.freeing.spans import Run
+from pterefd.freeing.threads import Stopped, Threads
+from pterefd.live import procmem, ptrace
+from pterefd.live.procmem import PAGE
+
+BACK_PIECES = 1024  # beyond so many pieces with data whole runs are moved back
+_ALL_SIGNALS = (1 << 64) - 1
+_PAUSE_SECONDS = 20e-6
+
+
+class Lost(Exception):
+    """The thread went its own way home: it was not spoken to for too long."""
+
+
+class Mover:
+    """One thread's stub.
+
+    memory, pagemap: descriptors of the process's.  scratch: where runs are moved to, as far from `low` there as they
+    are where they come from.  table: where the list is mapped; both are free now.
+    """
+
+    def __init__(
+        self,
+        threads: Threads,
+        thread: Stopped,
+        cave: Cave,
+        *,
+        memory: int,
+        pagemap: int,
+        low: int,
+        length: int,
+        scratch: int,
+        table: int,
+        runs: Sequence[Run],
+    ) -> None:
+        self._threads = threads
+        self._thread = thread
+        self._cave = cave
+        self._memory = memory
+        self._pagemap = pagemap
+        self._shift = scratch - low
+        self._scratch = scratch
+        self._length = length
+        self._table = table
+        self._runs = runs
+        self._sleeps = os.open(f"/proc/{thread.tid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+        mask = ptrace.signal_mask(thread.tid)
+        self._table_bytes = -(-self._results_at(len(runs)) // PAGE) * PAGE
+        home = stub.as_restarted(thread.regs)
+        self._stub = stub.placed(cave.address, home, mask or 0, table, self._table_bytes)
+
+    def _results_at(self, runs: int) -> int:
+        """How many bytes a list of so many runs takes, with the results."""
+        return (runs + 8 + BACK_PIECES + runs) * stub.RECORD + 8 * (runs + 1)
+
+    # ---- the list ------------------------------------------------------------------------------
+
+    def _list(self) -> bytes:
+        """Reserve, move, wait for the look; then unmap, and home."""
+        results = self._table + self._table_bytes - 8 * len(self._runs)
+        records = [stub.reserve(self._scratch, self._length)]
+        records += [
+            stub.move(run.start, run.start + self._shift, run.end - run.start, result=results + 8 * i)
+            for i, run in enumerate(self._runs)
+        ]
+        records += [stub.wait_at(stub.timeout_of(self._stub)), b""]
+        records[-1] = stub.jump(self._after_look + stub.RECORD)
+        records += [stub.unmap(self._scratch, self._length), stub.jump(self._stub.end)]
+        return b"".join(records)
+
+    @property
+    def _after_look(self) -> int:
+        """Where the jump behind the look lies."""
+        return self._table + (len(self._runs) + 2) * stub.RECORD
+
+    @property
+    def _back_list(self) -> int:
+        return self._after_look + 3 * stub.RECORD
+
+    # ---- the thread ----------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Let the thread map the list."""
+        tid = self._thread.tid
+        os.pwrite(self._memory, self._stub.image, self._cave.address)
+        ptrace.set_signal_mask(tid, _ALL_SIGNALS)
+        regs = self._thread.regs.copy()
+        regs.rip, regs.rbx, regs.orig_rax = self._stub.entry, self._stub.first, (1 << 64) - 1
+        ptrace.set_registers(tid, regs)
+        self._run(stub.READY)
+        os.pwrite(self._memory, self._list(), self._table)
+        self._point(self._stub.after_ready, self._table)
+
+    def move(self) -> list[Run]:
+        """Let it move all runs. Those that the kernel did not move."""
+        self._go_on(stub.LOOK)
+        size = 8 * len(self._runs)
+        results = np.frombuffer(os.pread(self._memory, size, self._table + self._table_bytes - size), dtype="<i8")
+        return [run for run, result in zip(self._runs, results.tolist(), strict=True) if -4096 < result < 0]
+
+    def entries_moved(self) -> procmem.Entries:
+        """What is found where the runs were moved to."""
+        return procmem.read_ranges(self._pagemap, [(self._scratch, self._scratch + self._length)])
+
+    def move_back(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """Let it move these back, (start, end) where they are now; the pages there that were written since are kept."""
+        if len(pieces) > BACK_PIECES:
+            ends = np.array([run.end + self._shift for run in self._runs])
+            hit = sorted({int(np.searchsorted(ends, start, "right")) for start, _ in pieces})
+            pieces = [(self._runs[i].start + self._shift, self._runs[i].end + self._shift) for i in hit]
+        for start, end in pieces:
+            self._merge(start, end)
+        back = [stub.move(start, start - self._shift, end - start, back=True) for start, end in pieces]
+        back.append(stub.jump(self._after_look + stub.RECORD))
+        os.pwrite(self._memory, b"".join(back), self._back_list)
+        self._point(self._after_look + 8, self._back_list)
+
+    def _merge(self, start: int, end: int) -> None:
+        """Pages that somebody wrote again where they had been: both writes are kept, byte by byte."""
+        again = procmem.read_ranges(self._pagemap, [(start - self._shift, end - self._shift)])
+        for low, high in zip(again.start.tolist(), again.end.tolist(), strict=True):
+            for page in range(low, high, PAGE):
+                new = np.frombuffer(os.pread(self._memory, PAGE, page), dtype=np.uint8)
+                old = np.frombuffer(os.pread(self._memory, PAGE, page + self._shift), dtype=np.uint8)
+                os.pwrite(self._memory, np.where(new != 0, new, old).tobytes(), page + self._shift)
+
+    def finish(self) -> None:
+        """Let it unmap what was moved, and go on as it was. Lost: it went on by itself."""
+        self._go_on(stub.DONE)
+        self._thread.changed = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Let a thread go that is out of the stub."""
+        os.close(self._sleeps)
+        os.pwrite(self._memory, self._cave.before, self._cave.address)
+        self._threads.release(self._thread)
+
+    def _point(self, at: int, address: int) -> None:
+        """One word, written whole: the list has either the one way to go on or the other."""
+        os.pwrite(self._memory, address.to_bytes(8, "little"), at)
+
+    def _go_on(self, until: int) -> None:
+        regs = ptrace.registers(self._thread.tid)
+        if regs is None:
+            raise ProcessLookupError(self._thread.tid)
+        regs.rax, regs.orig_rax = 0, (1 << 64) - 1
+        ptrace.set_registers(self._thread.tid, regs)
+        self._run(until)
+
+    def _run(self, until: int) -> None:
+        """Run it to one of its waits, and stop it there."""
+        tid = self._thread.tid
+        ptrace.cont(tid)
+        end = time.monotonic() + stub.WAIT_NS / 2e9
+        asked = False
+        while True:
+            if not asked and (self._is_waiting(until) or time.monotonic() > end):
+                ptrace.interrupt(tid)
+                asked = True
+            answer = ptrace.wait(tid, block=False)
+            if answer is not None:
+                if self._arrived(answer[1], until):
+                    return
+                asked = False
+            else:
+                time.sleep(
+                    _PAUSE_SECONDS
+                )  # not a yield: that leaves nothing to others where this process is SCHED_FIFO
+
+    def _is_waiting(self, number: int) -> bool:
+        words = os.pread(self._sleeps, 200, 0).split(None, 2)
+        return len(words) > 2 and int(words[0]) == stub.SYS_PPOLL and int(words[1], 16) == number
+
+    def _arrived(self, status: int, until: int) -> bool:
+        """Whether a stop is the one that was asked for. Lost, PutOff."""
+        regs = ptrace.registers(self._thread.tid) if os.WIFSTOPPED(status) else None
+        if regs is None:
+            raise ProcessLookupError(self._thread.tid)
+        sig, event = ptrace.stop_signal(status), ptrace.stop_event(status)
+        inside = self._cave.address <= regs.rip < self._cave.address + stub.STUB_BYTES
+        if event == 0:
+            if inside and regs.rbx >= self._stub.end + stub.RECORD:
+                self._thread.sig, self._thread.grouped = sig, False  # its mask is its own again: given when it goes on
+                return True
+            if sig != signal.SIGSTOP:
+                ptrace.set_registers(self._thread.tid, self._thread.regs)
+                raise PutOff("stub", f"thread {self._thread.tid} was given {signal.Signals(sig).name} inside the stub")
+            self._thread.sig, self._thread.grouped = sig, False
+            ptrace.cont(self._thread.tid)
+            return False
+        if not inside:
+            self._thread.changed = False
+            raise Lost
+        if regs.call == stub.SYS_PPOLL and regs.rdi == until:
+            return True
+        ptrace.cont(self._thread.tid)  # stopped before it got there: it is asked for again
+        return False

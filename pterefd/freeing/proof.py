@@ -1,0 +1,126 @@
+"""The proof that freeing works here: on a child of one's own, whose memory is known.
+
+It is done before every request, too: what is done for the first time in a process takes several times as long.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from contextlib import suppress
+from typing import NoReturn
+
+from pterefd.errors import Missing
+from pterefd.freeing.errors import PutOff, Refused
+from pterefd.freeing.spans import SPAN
+from pterefd.freeing.stop import Stop, Target, Wanted, one_stop
+from pterefd.live import procmem, ptrace
+from pterefd.live.procmem import PAGE
+from pterefd.live.scan import start_time
+
+_SPANS = 16
+_WITH_DATA = (0, 7, 15)
+_ATTEMPTS = 3  # of a child that is to stand still within a short time, on a machine that may be busy
+_STOP_SECONDS = 0.1
+
+
+class _Unwatched:
+    def stopped(self) -> None: ...
+
+    def going(self) -> None: ...
+
+
+def prove() -> Stop:
+    """Free from a child and see that its page tables are gone and its memory is as it was. Missing, Refused, PutOff."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _once()
+        except PutOff:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
+def _once() -> Stop:
+    ready, told = os.pipe()
+    go, goes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _child(told, go)
+    os.close(told)
+    os.close(go)
+    try:
+        address = int.from_bytes(os.read(ready, 8), "little")
+        target = Target(child, start_time(child))
+        try:
+            first = -(-address // SPAN) * SPAN
+            spans = [(first, first + _SPANS * SPAN)]
+            stop = one_stop(
+                target,
+                spans,
+                Wanted(empty=True, zero=procmem.tells_zero_pages(), mixed=False),
+                _Unwatched(),
+                patience=1.0,
+                seconds=_STOP_SECONDS,
+            )
+        finally:
+            target.close()
+        os.write(goes, b"x")
+        _, status = os.waitpid(child, 0)
+        child = 0
+    except OSError as error:
+        raise Refused("proof", f"freeing does not work here: {error.strerror}") from None
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(ready)
+        os.close(goes)
+    _judge(stop, status)
+    return stop
+
+
+def _judge(stop: Stop, status: int) -> None:
+    if status:
+        raise Missing("freeing does not work here: a process that was freed from found its memory changed")
+    told = procmem.tells_zero_pages()
+    wanted = PAGE * sum(span not in _WITH_DATA and (told or span % 2 == 1) for span in range(_SPANS))
+    if stop.freed < wanted:
+        raise Missing(
+            f"freeing does not work here: {stop.freed >> 10} kB of page tables went where {wanted >> 10} should "
+            "(mremap with MREMAP_DONTUNMAP is of Linux 5.7)"
+        )
+
+
+def _child(told: int, go: int) -> NoReturn:
+    """Memory with empty, zero and used spans; ends with 0 where it is unchanged when it is told to look."""
+    code = 1
+    try:
+        _close_but(told, go)  # what the parent has open must end with the parent
+        ptrace.disable_thp()
+        memory = mmap.mmap(-1, (_SPANS + 1) * SPAN, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        address = procmem.address_of(memory)
+        shift = -address % SPAN
+        for span in range(_SPANS):
+            at = shift + span * SPAN
+            if span % 2:
+                memory[at] = 1
+                memory.madvise(mmap.MADV_DONTNEED, at, PAGE)
+            else:
+                sum(memory[at + page] for page in range(0, SPAN, PAGE))
+            if span in _WITH_DATA:
+                memory[at + span * PAGE] = span + 1
+        os.write(told, address.to_bytes(8, "little"))
+        os.read(go, 1)
+        used = {shift + span * SPAN + span * PAGE: span + 1 for span in _WITH_DATA}
+        code = any(memory[at] != used.get(at, 0) for at in range(shift, shift + _SPANS * SPAN, PAGE))
+    finally:
+        os._exit(int(code))
+
+
+def _close_but(*kept: int) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        if (fd := int(name)) > 2 and fd not in kept:
+            with suppress(OSError):  # of the listing's own
+                os.close(fd)

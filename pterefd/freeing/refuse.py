@@ -1,0 +1,110 @@
+"""Which processes are left alone, and why."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from pterefd.freeing.errors import PutOff, Refused
+from pterefd.freeing.spans import Run
+from pterefd.live import procmem, ptrace
+from pterefd.live.scan import pids
+
+# Whoever has one of these can have its memory written while it stands: label -> beginnings of what descriptors lead to.
+WRITERS = {
+    "io_uring": ("anon_inode:[io_uring]",),
+    "userfaultfd": ("anon_inode:[userfaultfd]", "/dev/userfaultfd"),
+    "kvm": ("/dev/kvm", "anon_inode:kvm-"),
+    "vhost": ("/dev/vhost",),
+    "vfio": ("/dev/vfio/", "anon_inode:[vfio"),
+    "iommufd": ("/dev/iommu",),
+    "rdma": ("/dev/infiniband/", "anon_inode:[infinibandevent]"),
+    "aio": (),  # told by its ring, a mapping
+}
+_AIO_RING = "/[aio]"
+_SPARE_MAPPINGS = 16
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+
+def check(pid: int, accepted: Iterable[str]) -> None:
+    """Refused, PutOff; ProcessLookupError, FileNotFoundError where it is gone. accepted: writers that may be there."""
+    if procmem.is_32bit(pid):
+        raise Refused("32bit", f"{pid}: a 32-bit program")
+    for tid in procmem.tasks(pid):
+        with suppress(*_GONE):
+            _check_thread(pid, _status(pid, tid))
+    _check_writers(pid, frozenset(accepted))
+
+
+def _status(pid: int, tid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/task/{tid}/status", encoding="utf-8", errors="surrogateescape") as file:
+        return dict(line.rstrip("\n").partition(":\t")[::2] for line in file)
+
+
+def _check_thread(pid: int, status: dict[str, str]) -> None:
+    if status.get("Seccomp", "0") != "0":
+        raise Refused("seccomp", f"{pid}: a seccomp filter may end it for calls that it does not make itself")
+    if status.get("TracerPid", "0") != "0":
+        raise Refused("traced", f"{pid}: is traced by {status['TracerPid']}")
+    if "shstk" in status.get("x86_Thread_features", ""):
+        raise Refused("shadow stack", f"{pid}: has a shadow stack")
+    if "VmPTE" not in status:
+        raise Refused("no memory", f"{pid}: has no memory of its own")
+    if status["State"][0] in "Tt":
+        raise PutOff("stopped", f"{pid}: is stopped")
+    if status["State"][0] in "ZX":
+        raise ProcessLookupError(pid)
+
+
+def _check_writers(pid: int, accepted: frozenset[str]) -> None:
+    found = {name for name in _writers(pid) if name not in accepted}
+    if found:
+        names = ", ".join(sorted(found))
+        raise Refused("writers", f"{pid}: {names}: may write to its memory while it stands (`writers` accepts it)")
+
+
+def _writers(pid: int) -> Iterable[str]:
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            yield from (name for name, begins in WRITERS.items() if target.startswith(begins or ("\0",)))
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+        if any(line.rstrip("\n").endswith(_AIO_RING) or f"{_AIO_RING} " in line for line in file):
+            yield "aio"
+
+
+def sharers(pid: int) -> list[int]:
+    """The processes that have this very mm, pid first: it and those of clone(CLONE_VM)."""
+    found = [pid]
+    for other in pids():
+        if other == pid:
+            continue
+        shares = ptrace.shares_mm(pid, other)
+        if shares is None and os.path.exists(f"/proc/{pid}") and not _KCMP:
+            raise Refused("kcmp", "this kernel does not tell who shares memory (CONFIG_KCMP)")
+        if shares:
+            found.append(other)
+    return found
+
+
+_KCMP = ptrace.shares_mm(os.getpid(), os.getpid()) is not None
+
+
+def check_limits(pid: int, mappings: int, runs: Sequence[Run], length: int) -> None:
+    """That there is room for as many mappings, and bytes of address space, as it takes for the moment. PutOff."""
+    with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+        most = int(file.read())
+    if mappings + 2 * len(runs) + _SPARE_MAPPINGS > most:
+        raise PutOff("mappings", f"{pid}: has {mappings} mappings, too near to vm.max_map_count ({most})")
+    moved = length + sum(run.end - run.start for run in runs)
+    for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.prlimit(pid, limit)
+        if soft != resource.RLIM_INFINITY and _vm_size(pid) + moved > soft:
+            raise PutOff("limits", f"{pid}: its limit of address space leaves no room")
+
+
+def _vm_size(pid: int) -> int:
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * procmem.PAGE

@@ -1,0 +1,228 @@
+"""All threads of the processes that share an mm, stopped and let go.
+
+They are traced by this very process and thread. Where it ends, however it does, the kernel lets them go as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pterefd.freeing import stub
+from pterefd.freeing.calls import BEGUN_AGAIN, Kind, call_of, switches
+from pterefd.freeing.errors import PutOff, Refused
+from pterefd.live import procmem, ptrace
+from pterefd.live.ptrace import Regs
+
+FRESH_SECONDS = 0.01  # a call with a timeout that began so recently may begin again
+_WATCH_SECONDS = 0.02  # a thread is watched so long before it is stopped
+_LOOK_SECONDS = 0.001
+_LINGER_SECONDS = 5.0
+_POLL_SECONDS = 20e-6
+_USER_CS = 0x33  # of 64-bit code
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+
+@dataclass(slots=True)
+class Stopped:
+    """A stopped thread. regs: as it is to go on, an interrupted call that ends with EINTR set to begin again.
+
+    sig: the signal that it was about to be given, or that stopped its process; 0: it was stopped by us alone.
+    grouped: by a stop of ours or of its process.
+    """
+
+    tid: int
+    regs: Regs
+    changed: bool
+    sig: int = 0
+    grouped: bool = True
+
+
+class Threads:
+    """Those of some processes (thread group ids)."""
+
+    def __init__(self, tgids: Sequence[int]) -> None:
+        self._tgids = tgids
+        self._seized: set[int] = set()
+        self.stopped: dict[int, Stopped] = {}
+        self._began: dict[int, tuple[int, float]] = {}  # switches of a thread in a timed call, since when at the latest
+        self._cut: dict[int, float] = {}  # when a thread was last seen in a call that a stop would cut short
+
+    def wait_for_a_moment(self, patience: float) -> None:
+        """Until no thread is, or is likely to be soon, in a call that a stop would cut short or lengthen.
+
+        PutOff after `patience` seconds.
+        """
+        looked = began = time.monotonic()
+        while True:
+            now = time.monotonic()
+            in_way = [found for tgid, tid in self._all() if (found := self._in_way(tgid, tid, now, looked)) is not None]
+            looked = now
+            if not in_way and now - began >= _WATCH_SECONDS:
+                return
+            if now - began > patience + _WATCH_SECONDS:
+                raise PutOff("call", in_way[0]) if in_way else AssertionError
+            time.sleep(_LOOK_SECONDS)
+
+    def _in_way(self, tgid: int, tid: int, now: float, looked: float) -> str | None:
+        """Why a thread is not to be stopped now. looked: when that was asked before."""
+        try:
+            call = call_of(tgid, tid)
+            if call.kind is Kind.FREE:
+                self._began.pop(tid, None)
+                # It may enter the next such call at once, between this look and the stop.
+                if not call.sleeps and now - self._cut.get(tid, -1.0) < _WATCH_SECONDS:
+                    return f"thread {tid} is often in calls that a stop would cut short"
+                return None
+            if call.kind is Kind.CUT_SHORT:
+                self._cut[tid] = now
+            elif self._fresh(tgid, tid, now, looked):
+                return None
+        except _GONE:
+            return None
+        return f"thread {tid} is in {call.text}, which a stop would change"
+
+    def _fresh(self, tgid: int, tid: int, now: float, looked: float) -> bool:
+        """Whether its timed call began FRESH_SECONDS ago at most."""
+        count = switches(tgid, tid)
+        known = self._began.get(tid)
+        if known is None or known[0] != count:
+            # It has run since the last look, so the call began after that.
+            known = self._began[tid] = count, looked
+        return now - known[1] <= FRESH_SECONDS
+
+    def _all(self) -> Iterable[tuple[int, int]]:
+        for tgid in self._tgids:
+            with suppress(*_GONE):
+                yield from ((tgid, tid) for tid in procmem.tasks(tgid))
+
+    def stop(self, seconds: float) -> None:
+        """Stop all, also those that are begun meanwhile. PutOff where one does not stop in so many seconds; Refused.
+
+        let_go() and linger() are to be called then.
+        """
+        end = time.monotonic() + seconds
+        while new := [(tgid, tid) for tgid, tid in self._all() if tid not in self._seized]:
+            for tgid, tid in new:
+                now = time.monotonic()
+                if (why := self._in_way(tgid, tid, now, now - FRESH_SECONDS)) is not None:
+                    raise PutOff("call", why)
+                if self._seize(tid):
+                    ptrace.interrupt(tid)
+            while self._wait():
+                if time.monotonic() > end:
+                    raise PutOff("sleep", f"thread {min(self._seized - self.stopped.keys())} does not stop")
+                time.sleep(_POLL_SECONDS)
+        for thread in self.stopped.values():
+            if thread.sig in ptrace.STOP_SIGNALS and thread.grouped:
+                raise PutOff("stopped", f"the process is stopped by {signal.Signals(thread.sig).name}")
+            if thread.regs.cs != _USER_CS:
+                raise Refused("32bit", f"thread {thread.tid} runs 32-bit code")
+
+    def _seize(self, tid: int) -> bool:
+        """Be its tracer. False where it is gone; Refused where somebody else is, or rights are missing."""
+        try:
+            if ptrace.seize(tid, 0):
+                self._seized.add(tid)
+                return True
+        except PermissionError:
+            with suppress(*_GONE):
+                if procmem.read_stat(tid)[0] not in "ZX":  # of one that is about to be gone, too
+                    text = f"thread {tid} may not be traced: rights, or somebody else traces it"
+                    raise Refused("ptrace", text) from None
+        return False
+
+    def _wait(self) -> bool:
+        """Take in those that have stopped or ended. Whether some still run."""
+        for tid in self._seized - self.stopped.keys():
+            try:
+                answer = ptrace.wait(tid, block=False)
+            except ChildProcessError:
+                self._seized.discard(tid)
+                continue
+            if answer is not None:
+                self._take(tid, answer[1])
+        return len(self._seized) > len(self.stopped)
+
+    def _take(self, tid: int, status: int) -> None:
+        """One that has stopped."""
+        regs = ptrace.registers(tid) if os.WIFSTOPPED(status) else None
+        if regs is None:
+            self._seized.discard(tid)
+            return
+        sig = ptrace.stop_signal(status)
+        grouped = ptrace.stop_event(status) == ptrace.PTRACE_EVENT_STOP
+        if grouped and sig == signal.SIGTRAP:  # by PTRACE_INTERRUPT
+            sig = 0
+        changed = regs.call in BEGUN_AGAIN and regs.result == -stub.EINTR
+        if changed:
+            # The kernel itself begins it again, or ends it with EINTR where a signal has a handler.
+            regs.rax = (1 << 64) - stub.ERESTARTNOHAND
+        self.stopped[tid] = Stopped(tid, regs, changed, sig, grouped)
+
+    def choose(self, memory: int) -> Stopped:
+        """The thread that is to run the stub: one that sleeps, where there is one. PutOff where none may.
+
+        memory: a descriptor of /proc/PID/mem.
+        """
+        best = None
+        for thread in self.stopped.values():
+            if not thread.grouped or thread.sig or (thread.regs.call < 0 and _in_rseq(memory, thread)):
+                continue
+            if thread.regs.call >= 0 and -thread.regs.result in _RESTARTS:
+                return thread
+            if thread.regs.call < 0:
+                best = best or thread
+        if best is None:
+            raise PutOff("rseq", "every thread is in a critical section, or about to take a signal")
+        return best
+
+    def let_go(self, but: int = 0) -> None:
+        """Let all that have stopped go on, but for one."""
+        for tid, thread in list(self.stopped.items()):
+            if tid != but:
+                self.release(thread)
+
+    def linger(self) -> None:
+        """Wait for those that have not stopped yet, and let them go on: their calls are to begin again, too.
+
+        Where that takes too long the kernel lets them go when this process ends.
+        """
+        end = time.monotonic() + _LINGER_SECONDS
+        while time.monotonic() < end:
+            running = self._wait()
+            self.let_go()
+            if not running:
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    def release(self, thread: Stopped) -> None:
+        """Let one go on, with the registers that it should have."""
+        if thread.changed:
+            ptrace.set_registers(thread.tid, thread.regs)
+        ptrace.detach(thread.tid, 0 if thread.grouped else thread.sig)
+        self._seized.discard(thread.tid)
+        self.stopped.pop(thread.tid, None)
+
+
+_RESTARTS = (stub.ERESTARTSYS, stub.ERESTARTNOINTR, stub.ERESTARTNOHAND, stub.ERESTART_RESTARTBLOCK)
+
+
+def _in_rseq(memory: int, thread: Stopped) -> bool:
+    """Whether it is inside a restartable sequence (struct rseq_cs: version, flags, start_ip, post_commit_offset)."""
+    area = ptrace.rseq_area(thread.tid)
+    if not area:
+        return False
+    try:
+        section = int.from_bytes(os.pread(memory, 8, area + 8), "little")
+        if not section:
+            return False
+        words = os.pread(memory, 32, section)
+    except OSError:
+        return True
+    start, length = (int.from_bytes(words[at : at + 8], "little") for at in (8, 16))
+    return start <= thread.regs.rip < start + length
