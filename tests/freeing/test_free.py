@@ -119,7 +119,8 @@ def test_one_thread_is_enough_and_a_hundred_are_not_too_many() -> None:
         "input()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdin is not None
     assert process.stdout.readline() == b"ready\n"
     freed = free(Request(process.pid, start_time(process.pid), patience=10.0, stop=0.05))
     assert (freed.refused, freed.put_off) == ("", "")
