@@ -35,7 +35,6 @@ from pterefd.names import printable
 I64 = npt.NDArray[np.int64]
 PTRS_PER_PTE = 512
 _ATTEMPTS = 4  # until VmPTE is the same before and after the entries were read
-_STAT_STARTTIME = 22 - 3
 # Without PAGEMAP_SCAN every page of every mapping is 8 bytes to read: about a second for so much.
 READABLE_BYTES = 1 << 40
 
@@ -196,7 +195,7 @@ def _with_memory(pid: int) -> int | None:
 
 def start_time(pid: int) -> int:
     """When it began, in clock ticks after boot: with its pid, what tells it from any other."""
-    return int(procmem.read_stat(pid)[_STAT_STARTTIME])
+    return int(procmem.read_stat(pid)[procmem.STAT_STARTTIME])
 
 
 def read_cgroup(pid: int) -> str:

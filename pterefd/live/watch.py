@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from pterefd.errors import NoSuchMm
 from pterefd.live import procmem
-from pterefd.live.scan import NotSeen, TableUse, pids, scan, start_time
+from pterefd.live.scan import NotSeen, TableUse, pids, read_cgroup, scan
+from pterefd.names import printable
 
 DEFAULT_BUDGET = 0.01  # of a core
 _SAVED_SECONDS = 2.0  # of wall time, whose budget may be used at once
@@ -24,17 +25,72 @@ Identity = tuple[int, int]  # pid, start time
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
-    """One process. use: as of the last scan, None before the first or where it may not be seen.  at: when that was.
+class Facts:
+    """What a look at /proc/PID tells of a process. start_time: clock ticks after boot.
 
-    vm_pte: bytes, as of the last look.  why: it is not seen.
+    comm, cgroup: fit to be shown (names.printable).  anon .. total_vm: bytes.  vm_pte: VmPTE, bytes.
+    """
+
+    start_time: int = 0
+    comm: str = ""
+    uid: int = -1
+    gid: int = -1
+    cgroup: str = ""
+    vm_pte: int = 0
+    anon: int = 0
+    file: int = 0
+    shmem: int = 0
+    swap: int = 0
+    total_vm: int = 0
+    faults: int = 0
+    major_faults: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One process. facts: as of the last look.  use: as of the last scan, None before the first or where it may not be
+    seen.  at: when that was.  why: it is not seen.
     """
 
     pid: int
-    vm_pte: int
+    facts: Facts
     use: TableUse | None = None
     at: float = 0.0
     why: str = ""
+
+    @property
+    def vm_pte(self) -> int:
+        """Bytes, as of the last look."""
+        return self.facts.vm_pte
+
+    @property
+    def start_time(self) -> int:
+        """Clock ticks after boot: with the pid, what tells it from any other."""
+        return self.facts.start_time
+
+    @property
+    def comm(self) -> str:
+        """Its name."""
+        return self.facts.comm
+
+    @property
+    def uid(self) -> int:
+        """Effective uid."""
+        return self.facts.uid
+
+    @property
+    def gid(self) -> int:
+        """Effective gid."""
+        return self.facts.gid
+
+    @property
+    def cgroup(self) -> str:
+        """Path of its cgroup, "" where there is none."""
+        return self.facts.cgroup
+
+    def age(self, now: float) -> float | None:
+        """Seconds since the last scan, by the watch's clock; None before the first."""
+        return None if self.use is None else max(0.0, now - self.at)
 
 
 @dataclass(slots=True)
@@ -90,16 +146,16 @@ class Watch:
                 status = procmem.read_status(pid)
                 if "VmPTE" not in status.kb or not self._wanted(pid, status):
                     continue
-                identity = (pid, start_time(pid))
+                facts = _facts(pid, status)
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            identity = (pid, facts.start_time)
             there.add(identity)
-            vm_pte = status.kb["VmPTE"] << 10
             turn = self._turns.setdefault(identity, _Turn(due=now))
-            if turn.scanned not in (-1, vm_pte):
+            if turn.scanned not in (-1, facts.vm_pte):
                 turn.due, turn.pause = min(turn.due, now), _AGAIN_SECONDS
-            known = self.processes.get(identity, Watched(pid, vm_pte))
-            self.processes[identity] = replace(known, vm_pte=vm_pte)
+            known = self.processes.get(identity)
+            self.processes[identity] = Watched(pid, facts) if known is None else replace(known, facts=facts)
         for gone in self._turns.keys() - there:
             del self._turns[gone], self.processes[gone]
 
@@ -124,3 +180,23 @@ class Watch:
         turn.pause = min(2 * turn.pause, _SELDOM_SECONDS) if same else _AGAIN_SECONDS
         turn.due, turn.scanned = now + turn.pause, seen.use.vm_pte
         self.processes[identity] = replace(known, use=seen.use, at=now, why="")
+
+
+def _facts(pid: int, status: procmem.Status) -> Facts:
+    stat = procmem.read_stat(pid)
+    kb = status.kb
+    return Facts(
+        start_time=int(stat[procmem.STAT_STARTTIME]),
+        comm=printable(status.name),
+        uid=status.uid,
+        gid=status.gid,
+        cgroup=printable(read_cgroup(pid)),
+        vm_pte=kb["VmPTE"] << 10,
+        anon=kb.get("RssAnon", 0) << 10,
+        file=kb.get("RssFile", 0) << 10,
+        shmem=kb.get("RssShmem", 0) << 10,
+        swap=kb.get("VmSwap", 0) << 10,
+        total_vm=int(stat[procmem.STAT_VSIZE]),
+        faults=int(stat[procmem.STAT_MINFLT]) + int(stat[procmem.STAT_MAJFLT]),
+        major_faults=int(stat[procmem.STAT_MAJFLT]),
+    )
