@@ -114,7 +114,7 @@ class Published:
 
 
 class Snapshot(NamedTuple):
-    """One publication, for the metrics. mms: how many.  usages: the machine's, as ""."""
+    """One publication, for the metrics. mms: how many.  usages: the machine's, as "", where it is shown."""
 
     view: LiveView
     mms: int
@@ -245,7 +245,8 @@ class LiveHost:
         """All processes and the machine's memory, of one publication."""
         published = self._published
         view = LiveView(published, self.time_ns, self._random)
-        return Snapshot(view, len(published.rows), published, {"": published.usage})
+        usages = {"": published.usage} if published.usage.total else {}
+        return Snapshot(view, len(published.rows), published, usages)
 
     # ---- freeing --------------------------------------------------------------------------------
 

@@ -78,6 +78,8 @@ class Keeper:
             return False
         if not procmem.scan_abilities():
             self._log.warning("no PAGEMAP_SCAN (Linux 6.7): less is seen, and more slowly")
+        if not self.host.published.usage.high:
+            self._log.warning("memory of the machine is not shown: no marks", files=["meminfo", "zoneinfo"])
         self._look()
         self._thread.start()
         return True

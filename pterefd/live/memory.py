@@ -97,8 +97,11 @@ def read_zones(proc: Path = PROC) -> list[Zone]:
 
 
 def read_usage(proc: Path = PROC) -> Usage:
-    """Memory of this machine; marks summed over its zones, 0 where zoneinfo may not be read."""
-    info = parse_meminfo((proc / "meminfo").read_text())
+    """Memory of this machine; marks summed over its zones. All 0 where meminfo, the marks where zoneinfo is not shown."""
+    try:
+        info = parse_meminfo((proc / "meminfo").read_text())
+    except OSError:
+        return Usage()
     zones = read_zones(proc)
     return Usage(
         total=info["MemTotal"],

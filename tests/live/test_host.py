@@ -327,6 +327,17 @@ def test_a_freer_may_refuse_some(grower: Grower, other: Grower) -> None:
         freer.free_ptes(other.pid)
 
 
+def test_tasks_that_wait_although_memory_is_free_are_given_what_they_want(grower: Grower) -> None:
+    """The machine has more free than its high mark: what the moment says is missing counts."""
+    waste(grower, empty=20)
+    host = host_of(grower, freer=Asking(grower))
+    assert host.view().host.free > host.view().host.high
+    freer, log = reclaimer(host, triggers=("watermark",))
+    freer.pressure(Cause.LOW, None, 1 << 40)
+    event, fields = log.lines[-1]
+    assert (event, fields["trigger"], fields["outcome"]) == ("reclaimed", "watermark", "partly")
+
+
 def test_a_cgroup_is_a_group(grower: Grower) -> None:
     host = host_of(grower)
     group = read_cgroup(grower.pid)
