@@ -97,7 +97,7 @@ def read_zones(proc: Path = PROC) -> list[Zone]:
 
 
 def read_usage(proc: Path = PROC) -> Usage:
-    """Memory of this machine; marks summed over its zones. All 0 where meminfo, the marks where zoneinfo is not shown."""
+    """Memory of this machine, its marks summed over the zones; 0 where the files are not shown."""
     try:
         info = parse_meminfo((proc / "meminfo").read_text())
     except OSError:
