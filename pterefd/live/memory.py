@@ -48,16 +48,14 @@ def parse_zones(text: str) -> list[Zone]:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str, list[str]]]:
-    """(node, zone, lines) of each zone, those of its pagesets left out: they have a `high`, too."""
-    node, name, block, counting = 0, "", list[str](), False
+    """(node, zone, lines) of each zone."""
+    node, name, block = 0, "", list[str]()
     for line in text.splitlines():
         if match := _ZONE.match(line):
             if name:
                 yield node, name, block
-            node, name, block, counting = int(match[1]), match[2], [], True
-        elif line.startswith("  pagesets"):
-            counting = False
-        elif counting:
+            node, name, block = int(match[1]), match[2], []
+        else:
             block.append(line)
     if name:
         yield node, name, block

@@ -221,6 +221,7 @@ first.end()
 Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
 second = Grower()
 assert second.pid == first.pid, (second.pid, first.pid)
+waste(second, empty=5)
 host.look()
 note()
 second.end()
@@ -238,7 +239,7 @@ def test_a_pid_taken_anew_is_another_process(root: Path) -> None:
     (start, empty, since, _), (start_then, empty_then, since_then, fault_then) = json.loads(done.stdout)
     assert start_then > start
     assert empty >= 30 > empty_then
-    assert since_then != since
+    assert since_then > since > 0
     assert fault_then > 0  # it began while it was watched
 
 
