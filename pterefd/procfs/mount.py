@@ -27,8 +27,6 @@ OPTIONS = {
     "nosuid": True,
     "nodev": True,
     "noexec": True,
-    "entry_timeout": CACHE_SECONDS,
-    "attr_timeout": CACHE_SECONDS,
 }
 # How long what is still being served may take after the unmount. Where another mount namespace has the mount too
 # (pterefd shell), libfuse serves on; the end of this process ends that.
@@ -50,16 +48,21 @@ class Mount:
         helped: Helped | None = None,
         caller: Caller = lambda _uid, _pid: nullcontext(),
         fault: Callable[[Exception], None] = lambda _: None,
+        cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         """helped: who mounts, None: this process.  caller(uid, pid): a context around each write.
 
-        fault: told of what should not have happened.
+        fault: told of what should not have happened.  cache_seconds: 0 where a name means something else to each caller.
         """
         self.point = point
         self._place = point
         self._helped = helped
         self._binding = binding
-        self._options = OPTIONS | {"allow_other": allow_other}
+        self._options = OPTIONS | {
+            "allow_other": allow_other,
+            "entry_timeout": cache_seconds,
+            "attr_timeout": cache_seconds,
+        }
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._cwd = os.open(".", os.O_PATH | os.O_DIRECTORY)

@@ -82,6 +82,11 @@ def _descriptor(faces: Faces, descriptor: Descriptor) -> str:
     target = ""
     with suppress(PermissionError):
         target = os.readlink(faces.callers.path(own, f"fd/{name}"))
+    return openable(target, name)
+
+
+def openable(target: str, name: str) -> str:
+    """Where a link to what a descriptor of the caller's reads as leads: see _descriptor()."""
     if target.startswith("/") and not target.endswith(" (deleted)"):
         return target
     return f"../../{KERNELS_PROC}/self/fd/{name}"
