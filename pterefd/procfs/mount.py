@@ -52,7 +52,7 @@ class Mount:
     ) -> None:
         """helped: who mounts, None: this process.  caller(uid, pid): a context around each write.
 
-        fault: told of what should not have happened.  cache_seconds: 0 where a name means something else to each caller.
+        fault: told of what should not have happened.  cache_seconds: 0 where callers see different things.
         """
         self.point = point
         self._place = point

@@ -119,11 +119,21 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Files that come from elsewhere (a plugin's tunables): make(ctx, obj) lists them."""
+    """Files that come from elsewhere (a plugin's tunables): make(ctx, obj) lists them.
+
+    find: the one of a name, None where there is none; without it they are listed to find it.
+    """
 
     label: str
     help: str
     make: Callable[[Any, Any], Iterable[File]]
+    find: Callable[[Any, Any, str], File | None] | None = None
+
+    def named(self, ctx: Any, obj: Any, name: str) -> File | None:
+        """The file of a name; None where there is none."""
+        if self.find is not None:
+            return self.find(ctx, obj, name)
+        return next((row for row in self.make(ctx, obj) if row.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +221,9 @@ class Tree:
                 if obj is not None:
                     return Found(source.each, obj, source), False
             else:
-                for row in source.make(self.ctx, at.obj):
-                    if row.name == name:
-                        return Found(row, at.obj, at.family), False
+                row = source.named(self.ctx, at.obj, name)
+                if row is not None:
+                    return Found(row, at.obj, at.family), False
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _static(

@@ -11,18 +11,26 @@ import ctypes
 import errno
 import os
 import platform
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pterefd.errors import Missing
 
-CAP_DAC_READ_SEARCH, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE = 2, 6, 7, 19
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE = 1, 2, 6, 7, 19
 _CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+_SEES_ALL = 1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH | 1 << CAP_SYS_PTRACE
+_THIS_THREAD = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+_HALF = struct.Struct("3I")  # struct __user_cap_data_struct
 _SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "ppc64le": 81, "s390x": 206}
-_NOBODY_KNOWN = ctypes.c_uint32(-1)  # as fsuid it is not set: what it was is returned
+_NOBODY_KNOWN = 0xFFFFFFFF  # as fsuid it is not set: what it was is returned
 _libc = ctypes.PyDLL(None, use_errno=True)  # none of these waits for anything
+_libc.syscall.argtypes = ctypes.c_long, ctypes.c_size_t, ctypes.c_char_p
+_libc.setfsuid.argtypes = _libc.setfsgid.argtypes = (ctypes.c_uint32,)
+_libc.setfsuid.restype = _libc.setfsgid.restype = ctypes.c_uint32
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +43,17 @@ class Credentials:
     capabilities: int = 0
 
 
-class _Header(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-
-class _Half(ctypes.Structure):
-    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
-
-
 class Actor:
     """Who may act as others: this process, as it is when this is made."""
 
     def __init__(self) -> None:
-        self._halves = (_Half * 2)()
-        _checked(_libc.capget(ctypes.byref(_Header(_CAPABILITY_VERSION, 0)), ctypes.byref(self._halves)))
+        told = ctypes.create_string_buffer(2 * _HALF.size)
+        _checked(_libc.capget(_THIS_THREAD, told))
+        self._halves = list(_HALF.iter_unpack(told.raw))  # effective, permitted, inheritable: low 32 bits, high ones
         self._own = Credentials(
-            _libc.setfsuid(_NOBODY_KNOWN), _libc.setfsgid(_NOBODY_KNOWN), tuple(os.getgroups()), self._bits("effective")
+            _libc.setfsuid(_NOBODY_KNOWN), _libc.setfsgid(_NOBODY_KNOWN), tuple(os.getgroups()), self._bits(0)
         )
-        self._permitted = self._bits("permitted")
+        self._permitted = self._bits(1)
         self._may = self._permitted >> CAP_SETUID & 1 and self._permitted >> CAP_SETGID & 1
         self._setgroups = _SETGROUPS.get(platform.machine(), 0)
         if self._may and not self._setgroups:
@@ -64,9 +65,16 @@ class Actor:
             except OSError as e:
                 raise Missing(f"a live host's mount: acting as who asks: {e.strerror} (a filter?)") from None
 
-    def _bits(self, which: str) -> int:
-        low, high = (getattr(half, which) for half in self._halves)
-        return int(low | high << 32)
+    def _bits(self, which: int) -> int:
+        low, high = self._halves
+        return int(low[which] | high[which] << 32)
+
+    def _is_like(self, other: Credentials) -> bool:
+        """Whether that one sees what this process sees: with these capabilities groups make no difference."""
+        equal = other.capabilities & self._permitted == self._own.capabilities
+        of_root = equal and _SEES_ALL & ~self._own.capabilities == 0
+        same = (other.uid, other.gid) == (self._own.uid, self._own.gid)
+        return same and (of_root or (equal and other.groups == self._own.groups))
 
     @contextmanager
     def acting(self, as_: Credentials) -> Iterator[None]:
@@ -74,6 +82,9 @@ class Actor:
 
         Without the right to it acts for its own user alone, as itself.
         """
+        if self._is_like(as_):
+            yield
+            return
         if not self._may:
             if (as_.uid, as_.gid) != (self._own.uid, self._own.gid):
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
@@ -87,8 +98,8 @@ class Actor:
             self._put_back()
 
     def _take(self, as_: Credentials) -> None:
-        _libc.setfsgid(ctypes.c_uint32(as_.gid))
-        _libc.setfsuid(ctypes.c_uint32(as_.uid))
+        _libc.setfsgid(as_.gid)
+        _libc.setfsuid(as_.uid)
         if (_libc.setfsuid(_NOBODY_KNOWN), _libc.setfsgid(_NOBODY_KNOWN)) != (as_.uid, as_.gid):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         self._set_capabilities(as_.capabilities & self._permitted)
@@ -98,8 +109,8 @@ class Actor:
         while True:
             try:
                 self._set_capabilities(self._own.capabilities)
-                _libc.setfsuid(ctypes.c_uint32(self._own.uid))
-                _libc.setfsgid(ctypes.c_uint32(self._own.gid))
+                _libc.setfsuid(self._own.uid)
+                _libc.setfsgid(self._own.gid)
                 self._set_groups(self._own.groups)
                 self._set_capabilities(self._own.capabilities)
                 return
@@ -107,17 +118,22 @@ class Actor:
                 time.sleep(0.01)  # ENOMEM: there is no other reason
 
     def _set_groups(self, groups: tuple[int, ...]) -> None:
-        array = (ctypes.c_uint32 * len(groups))(*groups)
-        _checked(_libc.syscall(ctypes.c_long(self._setgroups), ctypes.c_size_t(len(groups)), array))
+        _checked(_libc.syscall(self._setgroups, len(groups), _as_array(groups)))
 
     def _set_capabilities(self, effective: int) -> None:
-        halves = (_Half * 2)(
-            *(
-                _Half(effective >> 32 * number & 0xFFFFFFFF, half.permitted, half.inheritable)
-                for number, half in enumerate(self._halves)
-            )
+        _checked(_libc.capset(_THIS_THREAD, self._capabilities(effective)))
+
+    def _capabilities(self, effective: int) -> bytes:
+        return b"".join(
+            _HALF.pack(effective >> 32 * number & 0xFFFFFFFF, permitted, inheritable)
+            for number, (_, permitted, inheritable) in enumerate(self._halves)
         )
-        _checked(_libc.capset(ctypes.byref(_Header(_CAPABILITY_VERSION, 0)), ctypes.byref(halves)))
+
+
+@lru_cache(maxsize=256)
+def _as_array(groups: tuple[int, ...]) -> bytes:
+    """gid_t[]."""
+    return struct.pack(f"{len(groups)}I", *groups)
 
 
 def _checked(answer: int) -> None:

@@ -58,18 +58,18 @@ class LiveCallers(Callers):
         try:
             text = self.slurp(f"{tid}/status")
             own = self._own(NsIds.of(text))
-            lines = dict(line.split(b":", 1) for line in text.splitlines() if line.startswith(_WANTED))
-            seen = int(lines[b"Uid"].split()[3]), int(lines[b"Gid"].split()[3])
-            if seen != (uid, gid):
+            at = text.find(b"\nUid:")
+            uids, gids, _, groups, rest = text[at + 1 :].split(b"\n", 4)  # FDSize is between them
+            if (int(uids.split()[4]), int(gids.split()[4])) != (uid, gid):
                 return unseen  # another thread has the id by now
-            groups = tuple(map(int, lines[b"Groups"].split()))
-            capabilities = int(lines[b"CapEff"], 16)
+            at = rest.find(b"\nCapEff:") + 8
+            capabilities = int(rest[at : rest.index(b"\n", at)], 16)
             if capabilities and self._users(str(tid)) != self._user_namespace:
                 capabilities = 0  # they are against that user namespace, not against ours
             namespace = self._namespaces.of(tid) if own.level else None
         except OSError:
             return unseen
-        return Caller(own, Credentials(uid, gid, groups, capabilities), namespace)
+        return Caller(own, Credentials(uid, gid, tuple(map(int, groups.split()[1:])), capabilities), namespace)
 
     def _users(self, pid: str) -> Namespace:
         status = os.stat(f"{self.proc}/{pid}/ns/user")
@@ -77,7 +77,10 @@ class LiveCallers(Callers):
 
     # -- who is seen --------------------------------------------------------------------------
     def task(self, number: int) -> Task | None:
-        """The process that has a number for the caller; None where he sees none of that number."""
+        """The process that has a number for the caller; None where he sees none.
+
+        Whether it is there at all, what is asked of it next tells, for a caller of the daemon's own pid namespace.
+        """
         caller = self.caller()
         own = caller.own
         if own is None:
@@ -88,12 +91,7 @@ class LiveCallers(Callers):
             pid = self._namespaces.process(number, caller.namespace, own.level)
         if pid is None:
             return None
-        task = Task(pid, own.level, number, number, str(number), str(pid), caller)
-        try:
-            self.stat(task)
-        except OSError:
-            return None
-        return task
+        return Task(pid, own.level, number, number, str(number), str(pid), caller)
 
     def numbers(self) -> dict[int, int]:
         """The processes that the caller would find listed: pid in his pid namespace, pid in the daemon's."""
@@ -116,7 +114,7 @@ class LiveCallers(Callers):
 
     def threads(self, task: Task) -> Iterator[Task]:
         """The threads of a process."""
-        for tid in self.names(task, "task"):
+        for tid in self.names_of(task, "task"):
             directory = f"{task.directory}/task/{tid}"
             number = int(tid)
             if task.level:
@@ -151,30 +149,30 @@ class LiveCallers(Callers):
         """The same task, for whoever asks now: a descriptor may have been handed on."""
         return replace(task, caller=self.caller())
 
-    def path(self, own: Own, name: str = "") -> str:
-        """Where the daemon finds a file of a process."""
-        return f"{self.proc}/{own.directory}/{name}".rstrip("/")
+    def place(self, task: Task | None, name: str) -> str:
+        """Where the daemon finds a file of a process; None: of the machine."""
+        return f"{self.proc}/{name}" if task is None else f"{self.proc}/{task.directory}/{name}".rstrip("/")
 
-    def open(self, task: Task, name: str) -> int:
-        """A descriptor of a file of a process, opened as the caller. OSError."""
+    def open(self, task: Task | None, name: str) -> int:
+        """A descriptor of a file of a process, or of the machine, opened as the caller. OSError."""
         with self.as_caller(task, name):
-            return os.open(self.path(task, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.open(self.place(task, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
-    def names(self, own: Own, name: str) -> list[str]:
+    def names_of(self, task: Task, name: str) -> list[str]:
         """What a directory of a process lists for the caller. OSError."""
-        assert isinstance(own, Task)
-        with self.as_caller(own, name):
-            return os.listdir(self.path(own, name))
+        with self.as_caller(task, name):
+            return os.listdir(self.place(task, name))
 
     def readlink(self, task: Task, name: str) -> str:
         """What a link of a process reads as for the caller. OSError."""
         with self.as_caller(task, name):
-            return os.readlink(self.path(task, name))
+            return os.readlink(self.place(task, name))
 
-    def stat(self, task: Task, name: str = "") -> Attributes:
-        """What the kernel says of a file of a process to the caller. OSError."""
+    def stat(self, task: Task | None, name: str = "") -> Attributes:
+        """What the kernel says of a file of a process, or of the machine, to the caller. OSError."""
         with self.as_caller(task, name):
-            return attributes(os.lstat(self.path(task, name)))
+            status = os.lstat(self.place(task, name))
+        return Attributes(status.st_mode, status.st_nlink, status.st_uid, status.st_gid)
 
     def has(self, task: Task, name: str) -> bool:
         """Whether the caller finds it there."""
@@ -185,11 +183,3 @@ class LiveCallers(Callers):
         except OSError as e:
             return e.errno in (errno.EACCES, errno.EPERM)
         return True
-
-
-_WANTED = (b"Uid:", b"Gid:", b"Groups:", b"CapEff:")
-
-
-def attributes(status: os.stat_result) -> Attributes:
-    """As the tree has them."""
-    return Attributes(status.st_mode, status.st_nlink, status.st_uid, status.st_gid)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pterefd.procfs.live.faces import LiveFaces
-from pterefd.procfs.live.passed import machine_file, machine_files_of
+from pterefd.procfs.live.passed import machine_file, mirrored_knobs
 from pterefd.procfs.sys_pterefd import SYS_PTEREFD
-from pterefd.procfs.tree import Content, Dir, File
+from pterefd.procfs.tree import Dir
 from pterefd.procfs.vm import FREE_PTES
 from pterefd.procfs.vm import PT_RECLAIM as VM_PT_RECLAIM
 
@@ -53,37 +55,22 @@ def _free_ptes(faces: LiveFaces, _: object, number: int) -> None:
     faces.reclaimer.free_ptes(faces.callers.pid(number) if number else None)
 
 
+_KNOB = "A knob of the kernel's, for reading only."
+
 SYS = Dir(
     "sys",
     (
         Dir(
             "vm",
             (
-                File(
-                    "free_ptes",
-                    FREE_PTES.mode,
-                    FREE_PTES.help,
-                    Content.INT,
-                    FREE_PTES.unit,
-                    FREE_PTES.low,
-                    FREE_PTES.high,
-                    write=_free_ptes,
-                ),
+                replace(FREE_PTES, write=_free_ptes),
                 VM_PT_RECLAIM,
-                machine_files_of("sys/vm", "A knob of the kernel's.", besides=frozenset({"free_ptes"})),
+                *mirrored_knobs("sys/vm", _KNOB, besides=frozenset({"free_ptes", "pt_reclaim"})),
             ),
             "The kernel's /proc/sys/vm.",
         ),
-        Dir(
-            "kernel",
-            (
-                Dir("random", (machine_files_of("sys/kernel/random", "Of random numbers."),), "Random numbers."),
-                machine_files_of("sys/kernel", "A knob of the kernel's."),
-            ),
-            "What the kernel says of itself.",
-        ),
-        Dir("fs", (machine_files_of("sys/fs", "A knob of the kernel's."),), "Of files."),
         SYS_PTEREFD,
+        *mirrored_knobs("sys", _KNOB, besides=frozenset({"vm", "pterefd"})),
     ),
     "Knobs: the kernel's own, which are only read here, and the daemon's under pterefd.",
 )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any
+import stat as stat_module
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
-from pterefd.procfs.live.caller import LiveCallers, Task, attributes
+from pterefd.procfs.live.caller import LiveCallers, Task
 from pterefd.procfs.live.faces import LiveFaces
-from pterefd.procfs.tree import Attributes, Dir, File, Link, Opened, Rows
+from pterefd.procfs.tree import Attributes, Dir, Family, File, Link, Opened, Rows
 
 Rewrite = Callable[[LiveCallers, bytes, Task], bytes]
-_WRITE_BITS = 0o222
 _STEP = 1 << 17
 
 
@@ -75,129 +75,166 @@ class Rendered:
         self._close()
 
 
-# -- of a process ----------------------------------------------------------------------------------
+class Place(NamedTuple):
+    """A file or directory of the kernel's. task: None: path is below /proc, else below the directory of the task."""
+
+    task: Task | None
+    path: str
+
+
+Where = Callable[[Any], Place]  # of what a family found
+
+
+def _of_a_task(name: str) -> Where:
+    return lambda task: Place(task, name)
+
+
+def _of_the_machine(name: str) -> Where:
+    return lambda _: Place(None, name)
+
+
+def _stat(where: Where, shown: int = 0o177777) -> Callable[[LiveFaces, Any], Attributes]:
+    """shown: bits of the mode."""
+
+    def stat(faces: LiveFaces, obj: Any) -> Attributes:
+        found = faces.callers.stat(*where(obj))
+        return found._replace(mode=found.mode & shown)
+
+    return stat
+
+
+def _open(where: Where, rewrite: Rewrite | None = None) -> Callable[[LiveFaces, Any, int], Opened]:
+    def opened(faces: LiveFaces, obj: Any, flags: int) -> Opened:
+        check_reading(flags)
+        them, (task, path) = faces.callers, where(obj)
+        fd = them.open(task, path)
+
+        def reading() -> Any:
+            return them.as_caller(None if task is None else them.again(task), path)
+
+        passed = Passed(fd, reading)
+        if rewrite is None or task is None:
+            return passed
+        return Rendered(lambda: rewrite(them, passed.whole(), task), passed.close)
+
+    return opened
 
 
 @cache
 def _known_names(directory: str) -> frozenset[str]:
-    """What this kernel has for every process: its configuration decides, and its release."""
+    """What this kernel has in it: its release and its configuration decide."""
     return frozenset(os.listdir(directory))
 
 
-def _exists(name: str) -> Callable[[LiveFaces, Task], bool]:
-    """Whether this kernel has a file of the name, of processes or of threads."""
+def _exists(where: Where) -> Callable[[LiveFaces, Any], bool]:
+    """Whether this kernel has a file of the name, of processes, of threads, or of the machine."""
 
-    def exists(faces: LiveFaces, task: Task) -> bool:
-        of_a_thread = "/" in task.directory
-        own = f"{faces.callers.proc}/{'thread-self' if of_a_thread else 'self'}"
-        directory, _, last = name.rpartition("/")
-        return last in _known_names(f"{own}/{directory}")
+    def exists(faces: LiveFaces, obj: Any) -> bool:
+        task, path = where(obj)
+        directory, _, name = path.rpartition("/")
+        if task is not None:
+            directory = f"{'thread-self' if '/' in task.directory else 'self'}/{directory}"
+        try:
+            return name in _known_names(f"{faces.callers.proc}/{directory}")
+        except OSError:
+            return False
 
     return exists
 
 
-def _stat(name: str) -> Callable[[LiveFaces, Task], Attributes]:
-    return lambda faces, task: faces.callers.stat(task, name)
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
-def file(name: str, help: str, mode: int = 0o444, rewrite: Rewrite | None = None) -> File:
-    """A file of a process. name: its path below the process's directory.  rewrite: of its ids."""
+def file(path: str, help: str, mode: int = 0o444, rewrite: Rewrite | None = None) -> File:
+    """A file of a process. path: below the process's directory.  mode: for the docs.  rewrite: of its ids."""
+    where = _of_a_task(path)
+    return File(_last(path), mode, help, exists=_exists(where), stat=_stat(where), open=_open(where, rewrite))
 
-    def opened(faces: LiveFaces, task: Task, flags: int) -> Opened:
-        check_reading(flags)
-        them = faces.callers
-        fd = them.open(task, name)
 
-        def reading() -> Any:
-            return them.as_caller(them.again(task), name)
-
-        passed = Passed(fd, reading)
-        return passed if rewrite is None else Rendered(lambda: rewrite(them, passed.whole(), task), passed.close)
-
-    return File(name.rpartition("/")[2], mode, help, exists=_exists(name), stat=_stat(name), open=opened)
+def machine_file(path: str, help: str) -> File:
+    """A file of the machine. path: below /proc."""
+    where = _of_the_machine(path)
+    return File(_last(path), 0o444, help, exists=_exists(where), stat=_stat(where), open=_open(where))
 
 
 def link(name: str, help: str) -> Link:
     """A link of a process, which reads as the kernel's; whoever follows it gets to what is there in his own root."""
-    return Link(
-        name.rpartition("/")[2],
-        help,
-        lambda faces, task: faces.callers.readlink(task, name),
-        exists=_exists(name),
-        stat=_stat(name),
-    )
+    where = _of_a_task(name)
+    return Link(name, help, lambda faces, task: faces.callers.readlink(task, name), _exists(where), _stat(where))
 
 
 def directory(name: str, help: str, *entries: Any, mode: int = 0o555) -> Dir:
-    """A directory of a process."""
-    return Dir(name.rpartition("/")[2], entries, help, exists=_exists(name), mode=mode, stat=_stat(name))
+    """A directory of a process, of these entries."""
+    where = _of_a_task(name)
+    return Dir(name, entries, help, exists=_exists(where), mode=mode, stat=_stat(where))
 
 
-def files_of(name: str, help: str) -> Rows:
-    """Whatever files the kernel has in a directory of a process."""
+# -- directories as they are -----------------------------------------------------------------------
 
-    def rows(faces: LiveFaces, task: Task) -> Iterator[File]:
+_DEPTH = 5  # of /proc/sys/net/ipv4/conf/eth0
+
+
+def mirrored(name: str, help: str, below: str) -> Dir:
+    """A directory of a process with all that the kernel has there. below: what one of its files is."""
+    where = _of_a_task(name)
+    return Dir(name, _all_of(below), help, exists=_exists(where), obj=lambda _, task: where(task), stat=_place_stat())
+
+
+def mirrored_knobs(path: str, below: str, *, besides: frozenset[str] = frozenset()) -> tuple[Rows, Family]:
+    """What the kernel has in a directory below /proc, for reading only. besides: names that are pterefd's own there."""
+    return _all_of(below, _of_the_machine(path), besides, 0o177555)
+
+
+def _place_stat(shown: int = 0o177777) -> Callable[[LiveFaces, Any], Attributes]:
+    return _stat(lambda place: place, shown)
+
+
+def _all_of(
+    help: str,
+    where: Where = lambda place: place,
+    besides: frozenset[str] = frozenset(),
+    shown: int = 0o177777,
+    depth: int = _DEPTH,
+) -> tuple[Rows, Family]:
+    """The files and the directories of a directory. where: it is."""
+
+    def entries(faces: LiveFaces, obj: Any, *, directories: bool) -> list[str]:
+        task, path = where(obj)
         them = faces.callers
-        with them.as_caller(task, name), os.scandir(them.path(task, name)) as found:
-            names = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
-        for each in names:
-            yield _one_of(f"{name}/{each}", help)
+        with them.as_caller(task, path), os.scandir(them.place(task, path)) as found:
+            return [e.name for e in found if e.is_dir(follow_symlinks=False) == directories and e.name not in besides]
 
-    return Rows("NAME", help, rows)
+    @lru_cache(maxsize=4096)
+    def row(name: str) -> File:
+        def there(obj: Any) -> Place:
+            task, path = where(obj)
+            return Place(task, f"{path}/{name}")
 
+        return File(name, 0o444, help, stat=_stat(there, shown), open=_open(there))
 
-@cache
-def _one_of(name: str, help: str) -> File:
-    row = file(name, help)
-    return File(row.name, row.mode, help, stat=row.stat, open=row.open)
+    def kind(faces: LiveFaces, obj: Any, name: str) -> int:
+        task, path = where(obj)
+        if name in besides:
+            return 0
+        try:
+            return stat_module.S_IFMT(faces.callers.stat(task, f"{path}/{name}").mode)
+        except OSError:
+            return 0
 
+    def find_file(faces: LiveFaces, obj: Any, name: str) -> File | None:
+        return row(name) if kind(faces, obj, name) == stat_module.S_IFREG else None
 
-# -- of the machine --------------------------------------------------------------------------------
+    def find_directory(faces: LiveFaces, obj: Any, name: str) -> Place | None:
+        task, path = where(obj)
+        return Place(task, f"{path}/{name}") if kind(faces, obj, name) == stat_module.S_IFDIR else None
 
-
-def machine_file(name: str, help: str, *, read_only: bool = False) -> File:
-    """A file of the kernel's /proc, by its path there. read_only: its mode is shown without the write bits."""
-
-    def stat(faces: LiveFaces, _: object) -> Attributes:
-        them = faces.callers
-        with them.as_caller():
-            found = attributes(os.lstat(f"{them.proc}/{name}"))
-        return found._replace(mode=found.mode & ~_WRITE_BITS) if read_only else found
-
-    def opened(faces: LiveFaces, _: object, flags: int) -> Opened:
-        check_reading(flags)
-        them = faces.callers
-        with them.as_caller():
-            fd = os.open(f"{them.proc}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        return Passed(fd, them.as_caller)
-
-    def exists(faces: LiveFaces, _: object) -> bool:
-        return os.path.lexists(f"{faces.callers.proc}/{name}")
-
-    return File(name.rpartition("/")[2], 0o444, help, exists=exists, stat=stat, open=opened)
-
-
-def machine_files_of(name: str, help: str, *, besides: frozenset[str] = frozenset()) -> Rows:
-    """Whatever files the kernel has in a directory of its /proc, without those that may only be written.
-
-    besides: names that are pterefd's own there.
-    """
-
-    def rows(faces: LiveFaces, _: object) -> Iterator[File]:
-        them = faces.callers
-        with them.as_caller(), os.scandir(f"{them.proc}/{name}") as found:
-            names = [
-                entry.name
-                for entry in found
-                if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mode & 0o444
-            ]
-        for each in names:
-            if each not in besides:
-                yield _one_of_the_machine(f"{name}/{each}", help)
-
-    return Rows("NAME", help, rows)
-
-
-@cache
-def _one_of_the_machine(name: str, help: str) -> File:
-    return machine_file(name, help, read_only=True)
+    inside = _all_of(help, shown=shown, depth=depth - 1) if depth else ()
+    files = Rows("NAME", help, lambda faces, obj: map(row, entries(faces, obj, directories=False)), find_file)
+    return files, Family(
+        "DIRECTORY",
+        f"Directories within. {help}",
+        lambda faces, obj: entries(faces, obj, directories=True),
+        find_directory,
+        Dir("DIRECTORY", inside, stat=_place_stat(shown)),
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from pterefd.errors import NoSuchMm
 from pterefd.live.host import LiveHost
@@ -14,7 +13,7 @@ from pterefd.procfs import ids
 from pterefd.procfs.caller import Own
 from pterefd.procfs.live.caller import LiveCallers, Task
 from pterefd.procfs.live.faces import LiveFaces
-from pterefd.procfs.live.passed import Rendered, check_reading, directory, file, files_of, link
+from pterefd.procfs.live.passed import Place, Rendered, check_reading, directory, file, link, mirrored
 from pterefd.procfs.own import openable
 from pterefd.procfs.task import name_to_pid
 from pterefd.procfs.tree import Attributes, Dir, Family, File, Link, Opened
@@ -118,28 +117,23 @@ PT_RECLAIM = Dir(
 # -- the kernel's own ------------------------------------------------------------------------------
 
 
-class Entry(NamedTuple):
-    """A link in a directory of a process."""
-
-    task: Task
-    name: str
-
-
 def _links_of(directory: str, label: str, help: str) -> Family:
     def names(faces: LiveFaces, task: Task) -> Iterable[str]:
-        return faces.callers.names(task, directory)
+        return faces.callers.names_of(task, directory)
 
-    def find(faces: LiveFaces, task: Task, name: str) -> Entry | None:
-        return Entry(task, name) if faces.callers.has(task, f"{directory}/{name}") else None
+    def find(faces: LiveFaces, task: Task, name: str) -> Place | None:
+        path = f"{directory}/{name}"
+        return Place(task, path) if faces.callers.has(task, path) else None
 
-    def target(faces: LiveFaces, entry: Entry) -> str:
-        reads = faces.callers.readlink(entry.task, f"{directory}/{entry.name}")
-        if directory == "fd" and entry.task.is_own and "/" not in entry.task.directory:
-            return openable(reads, entry.name)
-        return reads
+    def target(faces: LiveFaces, place: Place) -> str:
+        task, path = place
+        assert task is not None
+        reads = faces.callers.readlink(task, path)
+        is_descriptor = directory == "fd" and task.is_own and "/" not in task.directory
+        return openable(reads, path.removeprefix("fd/")) if is_descriptor else reads
 
-    def stat(faces: LiveFaces, entry: Entry) -> Attributes:
-        return faces.callers.stat(entry.task, f"{directory}/{entry.name}")
+    def stat(faces: LiveFaces, place: Place) -> Attributes:
+        return faces.callers.stat(*place)
 
     return Family(label, help, names, find, Link(label, help, target, stat=stat))
 
@@ -203,10 +197,10 @@ _OF_A_THREAD = (
     link("cwd", "Its working directory."),
     link("root", "Its root directory."),
     directory("fd", "Open descriptors.", _links_of("fd", "FD", "What a descriptor leads to."), mode=0o500),
-    directory("fdinfo", "Of open descriptors.", files_of("fdinfo", "Position and flags of a descriptor.")),
+    mirrored("fdinfo", "Of open descriptors.", "Position and flags of a descriptor."),
     directory("ns", "Namespaces.", _links_of("ns", "KIND", "A namespace."), mode=0o511),
-    directory("attr", "Of security modules.", files_of("attr", "A label.")),
-    directory("net", "Its network namespace.", files_of("net", "Of its network namespace.")),
+    mirrored("attr", "Of security modules.", "A label."),
+    mirrored("net", "Its network namespace.", "Of its network namespace."),
 )
 
 _OF_A_PROCESS = (
