@@ -16,7 +16,8 @@ from pterefd.procfs.operations import Operations
 from pterefd.procfs.tree import Tree
 
 # The kernel asks again for a name and its owner after this long. An mm that is gone may be seen by
-# stat for so long; what is read is never cached. 0 doubles to triples the latency of an open.
+# stat for so long; what is read is never cached. 0 doubles to triples the latency of an open. A name that means
+# something else to each caller must be asked for each time, and its owner comes with it.
 CACHE_SECONDS = 0.1
 OPTIONS = {
     "foreground": True,
@@ -48,11 +49,11 @@ class Mount:
         helped: Helped | None = None,
         caller: Caller = lambda _uid, _pid: nullcontext(),
         fault: Callable[[Exception], None] = lambda _: None,
-        cache_seconds: float = CACHE_SECONDS,
+        name_seconds: float = CACHE_SECONDS,
     ) -> None:
         """helped: who mounts, None: this process.  caller(uid, pid): a context around each write.
 
-        fault: told of what should not have happened.  cache_seconds: 0 where callers see different things.
+        fault: told of what should not have happened.  name_seconds: as CACHE_SECONDS, of names.
         """
         self.point = point
         self._place = point
@@ -60,8 +61,8 @@ class Mount:
         self._binding = binding
         self._options = OPTIONS | {
             "allow_other": allow_other,
-            "entry_timeout": cache_seconds,
-            "attr_timeout": cache_seconds,
+            "entry_timeout": name_seconds,
+            "attr_timeout": CACHE_SECONDS,
         }
         self._ready = threading.Event()
         self._ended = threading.Event()

@@ -57,15 +57,16 @@ class LiveCallers(Callers):
             return unseen
         try:
             text = self.slurp(f"{tid}/status")
-            own = self._own(NsIds.of(text))
-            at = text.find(b"\nUid:")
-            uids, gids, _, groups, rest = text[at + 1 :].split(b"\n", 4)  # FDSize is between them
-            if (int(uids.split()[4]), int(gids.split()[4])) != (uid, gid):
+            of_users, of_groups, _, groups, rest = text[text.find(b"\nUid:") + 1 :].split(
+                b"\n", 4
+            )  # FDSize between them
+            if (int(of_users.split()[4]), int(of_groups.split()[4])) != (uid, gid):
                 return unseen  # another thread has the id by now
-            at = rest.find(b"\nCapEff:") + 8
+            at = rest.find(b"\nCapEff:\t") + 9
             capabilities = int(rest[at : rest.index(b"\n", at)], 16)
             if capabilities and self._users(str(tid)) != self._user_namespace:
                 capabilities = 0  # they are against that user namespace, not against ours
+            own = self._own(NsIds.of(text))
             namespace = self._namespaces.of(tid) if own.level else None
         except OSError:
             return unseen
