@@ -25,6 +25,7 @@ RANK = {
     # ... these the errors, to name what is wrong with a value.
     "quantities": -2,
     "outputs": -2,
+    "views": -2,  # ... and these the contract
     "config": -1,
     "engine": 0,
     "mm": 1,

@@ -49,7 +49,7 @@ class Facts:
 @dataclass(frozen=True, slots=True)
 class Watched:
     """One process. facts: as of the last look.  use: as of the last scan, None before the first or where it may not be
-    seen.  at: when that was.  why: it is not seen.
+    seen.  at: when that was.  why: it is not seen, a sentence; reason: the same as one word (scan.NotSeen).
     """
 
     pid: int
@@ -57,6 +57,7 @@ class Watched:
     use: TableUse | None = None
     at: float = 0.0
     why: str = ""
+    reason: str = ""
 
     @property
     def vm_pte(self) -> int:
@@ -67,6 +68,11 @@ class Watched:
     def start_time(self) -> int:
         """Clock ticks after boot: with the pid, what tells it from any other."""
         return self.facts.start_time
+
+    @property
+    def identity(self) -> Identity:
+        """Pid and start time."""
+        return self.pid, self.facts.start_time
 
     @property
     def comm(self) -> str:
@@ -103,7 +109,10 @@ class _Turn:
 
 
 class Watch:
-    """The processes of this machine, or those that are wanted. look() is to be called every second or so."""
+    """The processes of this machine, or those that are wanted. look() is to be called every second or so.
+
+    budget, wanted: may be set at any time.  scans, scan_seconds: so far, and the CPU time that they took.
+    """
 
     def __init__(
         self,
@@ -114,20 +123,22 @@ class Watch:
         spent: Callable[[], float] = time.thread_time,
     ) -> None:
         """budget: CPU seconds for each second.  wanted: of a pid and its status.  spent: CPU seconds of this thread."""
-        self._budget = budget
-        self._wanted = wanted
-        self._clock = clock
+        self.budget = budget
+        self.wanted = wanted
+        self.clock = clock
         self._spent = spent
         self._left = budget * _SAVED_SECONDS
         self._looked = clock()
         self._turns: dict[Identity, _Turn] = {}
         self.processes: dict[Identity, Watched] = {}
+        self.scan_seconds = 0.0
+        self.scans = 0
 
     def look(self) -> None:
         """See who is there, and scan those that are due while the budget lasts."""
-        now = self._clock()
-        most = self._budget * _SAVED_SECONDS
-        self._left = min(self._left + self._budget * (now - self._looked), most)
+        now = self.clock()
+        most = self.budget * _SAVED_SECONDS
+        self._left = min(self._left + self.budget * (now - self._looked), most)
         self._looked = now
         self._list(now)
         began = spent = self._spent()
@@ -136,7 +147,19 @@ class Watch:
                 break
             self._scan(identity, now)
             spent = self._spent()
-        self._left = max(self._left - (spent - began), -most * _SAVED_SECONDS)  # a scan may take more than is left
+        self._charge(spent - began)
+
+    def scan_now(self, identity: Identity) -> None:
+        """Scan one process, due or not, on the budget of what comes after; nothing where it has ended."""
+        if identity in self._turns:
+            began = self._spent()
+            self._scan(identity, self.clock())
+            self._charge(self._spent() - began)
+
+    def _charge(self, seconds: float) -> None:
+        """A scan may take more than is left; what is owed is bounded."""
+        self.scan_seconds += seconds
+        self._left = max(self._left - seconds, -self.budget * _SAVED_SECONDS * _SAVED_SECONDS)
 
     def _list(self, now: float) -> None:
         """Take in who has come, leave out who has gone, note who has changed."""
@@ -144,7 +167,7 @@ class Watch:
         for pid in pids():
             try:
                 status = procmem.read_status(pid)
-                if "VmPTE" not in status.kb or not self._wanted(pid, status):
+                if "VmPTE" not in status.kb or not self.wanted(pid, status):
                     continue
                 facts = _facts(pid, status)
             except (FileNotFoundError, ProcessLookupError):
@@ -166,12 +189,13 @@ class Watch:
 
     def _scan(self, identity: Identity, now: float) -> None:
         turn, known = self._turns[identity], self.processes[identity]
+        self.scans += 1
         try:
             seen = scan(identity[0])
         except NoSuchMm:
             return
         except NotSeen as error:
-            self.processes[identity] = replace(known, why=str(error))
+            self.processes[identity] = replace(known, why=str(error), reason=error.reason)
             turn.due = now + _SELDOM_SECONDS
             return
         if seen is None or seen.use.start_time != identity[1]:
@@ -179,7 +203,7 @@ class Watch:
         same = known.use is not None and replace(seen.use, rss=0, swap=0) == replace(known.use, rss=0, swap=0)
         turn.pause = min(2 * turn.pause, _SELDOM_SECONDS) if same else _AGAIN_SECONDS
         turn.due, turn.scanned = now + turn.pause, seen.use.vm_pte
-        self.processes[identity] = replace(known, use=seen.use, at=now, why="")
+        self.processes[identity] = replace(known, use=seen.use, at=now, why="", reason="")
 
 
 def _facts(pid: int, status: procmem.Status) -> Facts:

@@ -13,16 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pterefd.errors import BadInput, NoSuchMm
-from pterefd.hookspecs import Cause, Choice, Kinds, Moment, ReclaimRequest, ReclaimResult, Tunables
-from pterefd.host.host import Host
-from pterefd.host.rates import FaultRates
-from pterefd.host.view import HostView
+from pterefd.hookspecs import Cause, Choice, Kinds, Moment, ReclaimRequest, ReclaimResult, Tunables, View
 from pterefd.reclaim.guard import Abandoned, Plugin, Watch, guarded, has_own, plain
 from pterefd.reclaim.plugins import OBSERVER, Plugins
 from pterefd.reclaim.seats import Conduct, Seats
+from pterefd.views.rates import FaultRates
 
 DEFAULT_POLICY = "largest_first"
 DEFAULT_TRIGGER = "on_demand"
@@ -30,6 +28,51 @@ DEADLINE_SECONDS = 1.0
 IMPORT_SECONDS = 10.0  # for a plugin file that is taken up while running
 FAILURES = 3  # in a row, before a plugin is put aside
 SPARE_CHOICES = 64  # in a row that free nothing, beyond two an mm: a policy that yields for ever is stopped
+
+
+class ShownView(View, Protocol):
+    """A view that remembers what it has told."""
+
+    def shown(self, pid: int) -> bool:
+        """Whether this view has told of an mm of that pid, which may have ended since."""
+
+
+class Reclaimable(Protocol):
+    """A host, as far as reclaim knows one: simulated or live.
+
+    on_pressure: told by cause, group or None, and bytes wanted that memory is short; returns bytes freed.
+    """
+
+    on_pressure: Callable[[Cause, str | None, int], int] | None
+
+    @property
+    def seed(self) -> int:
+        """Of the randomness that plugins may use."""
+
+    @property
+    def time_ns(self) -> int:
+        """The host's clock."""
+
+    @property
+    def mms(self) -> int:
+        """How many there are."""
+
+    def process(self, pid: int) -> object:
+        """What is known of a process. NoSuchMm."""
+
+    def group_of(self, pid: int) -> str:
+        """The mm's group; "" for none."""
+
+    def in_group(self, group: str) -> frozenset[int]:
+        """Pids of a group's mms."""
+
+    def view_for(
+        self, rng: Callable[[], random.Random], rates: FaultRates, pids: frozenset[int] | None = None
+    ) -> ShownView:
+        """The host now, for one decision of a plugin: as ArrayView takes them."""
+
+    def free_ptes(self, pid: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int, int]:
+        """Free up to nbytes (None: all) in one mm; bytes freed: empty, zero, mixed. NoSuchMm."""
 
 
 @dataclass
@@ -73,7 +116,7 @@ class Reclaimer:
 
     def __init__(
         self,
-        host: Host,
+        host: Reclaimable,
         plugins: Plugins,
         log: Any,
         *,
@@ -382,7 +425,7 @@ class Reclaimer:
             except Exception as error:
                 self._failed(plugin, error)
 
-    def _view(self, act: _Act, request: ReclaimRequest | None = None) -> HostView:
+    def _view(self, act: _Act, request: ReclaimRequest | None = None) -> ShownView:
         """The host for a plugin's eyes: all of it, or what a request is about."""
         pids: frozenset[int] | None = None
         if request is not None and request.pid is not None:
@@ -390,7 +433,7 @@ class Reclaimer:
         elif request is not None and request.group is not None:
             pids = self._host.in_group(request.group)
         seed = f"{self._host.seed} {act.number} {'trigger' if request is None else 'policy'}"
-        return HostView(self._host, self._host.time_ns, lambda: random.Random(seed), rates=self._rates, pids=pids)
+        return self._host.view_for(lambda: random.Random(seed), self._rates, pids)
 
     def _ask(self, name: str, act: _Act, watch: Watch) -> ReclaimRequest | None:
         trigger, plugin = self._triggers[name], ("trigger", name)
@@ -442,7 +485,7 @@ class Reclaimer:
         return True
 
     def _choices(
-        self, act: _Act, plugin: Plugin, view: HostView, watch: Watch
+        self, act: _Act, plugin: Plugin, view: ShownView, watch: Watch
     ) -> Iterator[tuple[int, Kinds, int | None]]:
         """The policy's choices as (pid, kinds, bytes), checked, as long as something is wanted."""
         request = act.request
@@ -465,7 +508,7 @@ class Reclaimer:
             if close is not None:
                 watch.call(plugin, close)
 
-    def _checked_choice(self, choice: Any, request: ReclaimRequest, view: HostView) -> tuple[int, Kinds, int | None]:
+    def _checked_choice(self, choice: Any, request: ReclaimRequest, view: ShownView) -> tuple[int, Kinds, int | None]:
         if not isinstance(choice, Choice):
             raise TypeError(f"choose() yielded {type(choice).__name__}, not a Choice")
         pid = _whole("pid", choice.pid)
