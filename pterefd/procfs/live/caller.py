@@ -106,6 +106,11 @@ class LiveCallers(Callers):
             names = os.listdir(self.proc)
         return {int(name): int(name) for name in names if name.isdecimal()}
 
+    def sees_all(self) -> bool:
+        """Whether the caller is in the daemon's own pid namespace."""
+        own = self.caller().own
+        return own is not None and not own.level
+
     def thread(self, task: Task, number: int) -> Task | None:
         """The thread of a process that has a number for the caller."""
         if not task.level:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pterefd.live.host import LiveHost
+from pterefd.live.match import Match
+from pterefd.live.procmem import read_status
 from pterefd.procfs.live.caller import LiveCallers
 
 if TYPE_CHECKING:
@@ -18,15 +20,23 @@ if TYPE_CHECKING:
 class LiveFaces:
     """A live host and its reclaimer: what Faces is over a simulated one, under the same names.
 
-    callers: who asks.  shown: whether a process, named by its pid for the daemon, has a directory.
-    profile: none: the kernel's own rules hold.  replays: none.
+    callers: who asks.  profile: none: the kernel's own rules hold.  replays: none.
     """
 
     host: LiveHost
     reclaimer: Reclaimer
     callers: LiveCallers
-    shown: Callable[[int], bool] = field(default=lambda _pid: True)
     version: str = "0"
     note: Callable[..., Any] = field(default=lambda _event, **_fields: None)
     profile: str = ""
     replays: Sequence[Replay] = ()
+
+    def shows(self, pid: int) -> bool:
+        """Whether a process, by its pid for the daemon, has a directory: the watch wants it, with memory or without."""
+        wanted = self.host.watch.wanted
+        if wanted == Match():
+            return True
+        try:
+            return wanted(pid, read_status(pid, self.callers.proc))
+        except OSError:
+            return False

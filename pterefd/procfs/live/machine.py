@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
+from pterefd.errors import NoSuchMm
 from pterefd.procfs.live.faces import LiveFaces
 from pterefd.procfs.live.passed import machine_file, mirrored_knobs
 from pterefd.procfs.sys_pterefd import SYS_PTEREFD
@@ -51,8 +53,16 @@ FILES = (
 
 
 def _free_ptes(faces: LiveFaces, _: object, number: int) -> None:
-    """As of a simulated host; the number is read in the writer's pid namespace."""
-    faces.reclaimer.free_ptes(faces.callers.pid(number) if number else None)
+    """As of a simulated host; the number is read in the writer's pid namespace, and 0 means every mm that is there."""
+    them, free = faces.callers, faces.reclaimer.free_ptes
+    if number:
+        free(them.pid(number))
+    elif them.sees_all():
+        free(None)
+    else:
+        for pid in them.numbers().values():
+            with suppress(NoSuchMm):  # not watched, or no memory
+                free(pid)
 
 
 _KNOB = "A knob of the kernel's, for reading only."

@@ -252,13 +252,13 @@ PID = Dir(
 
 
 def _names(faces: LiveFaces, _: object) -> Iterable[str]:
-    return [str(number) for number, pid in faces.callers.numbers().items() if faces.shown(pid)]
+    return [str(number) for number, pid in faces.callers.numbers().items() if faces.shows(pid)]
 
 
 def _find(faces: LiveFaces, _: object, name: str) -> Task | None:
     number = name_to_pid(name)
     task = None if number is None else faces.callers.task(number)
-    return task if task is not None and (task.is_own or faces.shown(task.tgid)) else None
+    return task if task is not None and (task.is_own or faces.shows(task.tgid)) else None
 
 
 PIDS = Family("PID", "One directory per process that the caller sees, named by its pid for him.", _names, _find, PID)
