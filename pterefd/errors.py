@@ -56,3 +56,10 @@ class NoSuchMm(PterefdError):
 
     exit_code = EXIT_BAD_INPUT
     errno = _errno.ESRCH
+
+
+class Refused(PterefdError):
+    """What was asked for is not to be done here: the configuration does not allow it."""
+
+    exit_code = EXIT_MISSING
+    errno = _errno.EPERM

@@ -26,6 +26,7 @@ RANK = {
     "quantities": -2,
     "rootfile": -2,
     "outputs": -2,
+    "views": -2,  # ... and these the contract
     "config": -1,
     "engine": 0,
     "mm": 1,
@@ -40,6 +41,7 @@ RANK = {
     "procfs": 6,
     "metrics": 6,
     "statusline": 6,
+    "metrics_live": 7,
     "mounthelper": 7,
     "reload": 7,
     "shell": 7,
@@ -60,7 +62,7 @@ ONLY_IN = {
     "fuse": ("pterefd/procfs/fuse_impl.py",),  # the binding is chosen in one place
     "mfusepy": ("pterefd/procfs/fuse_impl.py",),
     "fusepy": ("pterefd/procfs/fuse_impl.py",),
-    "prometheus_client": ("pterefd/metrics.py", "pterefd/daemon.py"),
+    "prometheus_client": ("pterefd/metrics.py", "pterefd/metrics_live.py", "pterefd/daemon.py"),
     "sdnotify": ("pterefd/service.py",),
     "matplotlib": ("pterefd/session/plots.py",),
     "distributed": ("pterefd/session/cluster.py",),  # an extra: whoever asks for no scheduler does without

@@ -47,6 +47,7 @@ from pterefd.mm.overcommit import may_fork
 from pterefd.mm.populate import lock_all, mbind
 from pterefd.mm.profile import Profile
 from pterefd.mm.step import STOP_CORRECTED, STOP_FULL, STOP_OUTSIDE, STOP_PRESSURE, run_events
+from pterefd.views.rates import FaultRates
 
 SLICE_EVENTS = 8192  # events between two publications; about a millisecond of single-page events
 SLICE_PAGES = 16384  # PTE pages that a reclaim frees under the lock at a time
@@ -483,6 +484,12 @@ class Host:
     def view(self) -> HostView:
         """All mms as last published."""
         return HostView(self, self.time_ns, self._rng)
+
+    def view_for(
+        self, rng: Callable[[], random.Random], rates: FaultRates, pids: frozenset[int] | None = None
+    ) -> HostView:
+        """All mms, or these, as last published, for one decision of a plugin; rng makes its generator."""
+        return HostView(self, self.time_ns, rng, rates=rates, pids=pids)
 
     def snapshot(self) -> Snapshot:
         """All mms with their names, and what the host and its groups hold, from one publication.

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from pterefd.engine import layout as lo
 from pterefd.hookspecs import Kinds, Usage
 from pterefd.host.memory import OOM_SCORE_ADJ_MIN
+from pterefd.views.arrays import ArrayView, UsageNumbers, column
+from pterefd.views.rates import FaultRates
 
 if TYPE_CHECKING:
     from pterefd.host.host import Host
-    from pterefd.host.rates import FaultRates
 
 I64 = npt.NDArray[np.int64]
 RECLAIMABLE = (lo.M_EMPTY, lo.M_ZERO)
@@ -31,24 +32,6 @@ COLUMNS = (
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
 
 
-def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that nothing can make writable again: numpy refuses, as its memory is that of a bytes object."""
-    return np.frombuffer(array.tobytes(), dtype=array.dtype)
-
-
-def _column(make: Callable[[HostView], npt.NDArray[Any]]) -> property:
-    """A column of the view: made at its first use, the same array from then on, read-only."""
-    name = make.__name__
-
-    def get(self: HostView) -> npt.NDArray[Any]:
-        column = self._columns.get(name)
-        if column is None:
-            column = self._columns[name] = frozen(make(self))
-        return column
-
-    return property(get, doc=make.__doc__)
-
-
 def _sum(name: str, *columns: int, less: tuple[int, ...] = (), unit: int = lo.PAGE) -> property:
     """Sum of columns of the rows, less the sum of others, times unit: int64[n]."""
 
@@ -57,10 +40,10 @@ def _sum(name: str, *columns: int, less: tuple[int, ...] = (), unit: int = lo.PA
         return np.asarray((number - self.total(*less) if less else number) * unit)
 
     make.__name__ = name
-    return _column(make)
+    return column(make)
 
 
-class Numbers:
+class Numbers(UsageNumbers):
     """hookspecs.HostNumbers: memory of a host and its groups, as it is now."""
 
     __slots__ = ("_host",)
@@ -81,40 +64,14 @@ class Numbers:
             return Usage()
         return self._host.usage(group)
 
-    @property
-    def total(self) -> int:
-        """Bytes of memory."""
-        return self.usage().total
 
-    @property
-    def free(self) -> int:
-        """Bytes that are free."""
-        return self.usage().free
-
-    @property
-    def min(self) -> int:
-        """Watermark, bytes."""
-        return self.usage().min
-
-    @property
-    def low(self) -> int:
-        """Watermark, bytes."""
-        return self.usage().low
-
-    @property
-    def high(self) -> int:
-        """Watermark, bytes."""
-        return self.usage().high
-
-
-class HostView:
+class HostView(ArrayView):
     """hookspecs.View over a simulated host. Arrays are taken at their first use, all from one publication.
 
-    rng: the decision's generator, or what makes it when it is asked for.  rates: where fault rates are kept between
-    views.  pids: the mms that are shown, None for all.
+    rng, rates, pids: as ArrayView's.
     """
 
-    __slots__ = ("_columns", "_given", "_host", "_pids", "_rates", "_rng", "_rows", "_time_ns")
+    __slots__ = ("_given", "_host", "_rows")
 
     def __init__(
         self,
@@ -125,26 +82,10 @@ class HostView:
         rates: FaultRates | None = None,
         pids: frozenset[int] | None = None,
     ) -> None:
+        super().__init__(time_ns, rng, rates, pids)
         self._host = host
-        self._time_ns = time_ns
-        self._rng = rng
-        self._rates = rates
-        self._pids = pids
         self._rows: Any = None
-        self._columns: dict[str, npt.NDArray[Any]] = {}
         self._given: set[int] = set()
-
-    @property
-    def time_ns(self) -> int:
-        """The host's clock."""
-        return self._time_ns
-
-    @property
-    def rng(self) -> random.Random:
-        """The decision's own generator."""
-        if not isinstance(self._rng, random.Random):
-            self._rng = self._rng()
-        return self._rng
 
     @property
     def host(self) -> Numbers:
@@ -161,16 +102,16 @@ class HostView:
     def total(self, *columns: int) -> I64:
         """int64[n]: sum of some of COLUMNS."""
         total = self.rows[:, _PLACE[columns[0]]]
-        for column in columns[1:]:
-            total = total + self.rows[:, _PLACE[column]]
+        for number in columns[1:]:
+            total = total + self.rows[:, _PLACE[number]]
         return np.asarray(total)
 
-    @_column
+    @column
     def pid(self) -> npt.NDArray[np.int32]:
         """int32[n], ascending."""
         return self.total(lo.M_PID).astype(np.int32)
 
-    @_column
+    @column
     def group(self) -> npt.NDArray[np.int32]:
         """int32[n], index in host.groups, -1 for none."""
         names = {name: index for index, name in enumerate(self.host.groups)}
@@ -179,7 +120,7 @@ class HostView:
         groups = (names.get(self._host.group_of(pid), -1) for pid in self.pid.tolist())
         return np.fromiter(groups, dtype=np.int32, count=len(self.rows))
 
-    @_column
+    @column
     def oom_score(self) -> I64:
         """int64[n], fs/proc/base.c proc_oom_score; in pages of the mm's RSS, swap entries and page tables."""
         points = self.total(*RSS, lo.M_E + lo.E_SWAP, *TABLES)
@@ -191,13 +132,6 @@ class HostView:
         score = 1000 + np.trunc(badness * 1000 / total).astype(np.int64)
         score = np.where(score > 0, score * 2 // 3, 0)
         return np.where(adjust == OOM_SCORE_ADJ_MIN, 0, score)
-
-    @_column
-    def fault_rate(self) -> npt.NDArray[np.float64]:
-        """float64[n], faults per second of the trace's time."""
-        if self._rates is None:
-            return np.zeros(len(self.rows))
-        return self._rates.look(self._time_ns, self.pid, self.faults, whole=self._pids is None)
 
     empty_bytes = _sum("empty_bytes", lo.M_EMPTY)
     zero_bytes = _sum("zero_bytes", lo.M_ZERO)
@@ -219,22 +153,6 @@ class HostView:
     major_faults = _sum("major_faults", lo.M_MAJOR, lo.M_SWAP_INS, unit=1)
     oldest_reclaimable_ns = _sum("oldest_reclaimable_ns", lo.M_SINCE, unit=1)
 
-    def sizes(self, kinds: Kinds) -> I64:
-        """int64[n]: what could be freed of these kinds."""
-        name = f"sizes {kinds.value}"
-        column = self._columns.get(name)
-        if column is None:
-            parts = {
-                Kinds.EMPTY: self.reclaimable_empty_bytes,
-                Kinds.ZERO: self.reclaimable_zero_bytes,
-                Kinds.MIXED: self.mixed_bytes,
-            }
-            total = np.zeros(len(self.rows), dtype=np.int64)
-            for kind in kinds:
-                total += parts[kind]
-            column = self._columns[name] = frozen(total)
-        return column
-
     def comm(self, pid: int) -> str:
         """The name of the mm's process."""
         return self._host.process(pid).comm
@@ -246,16 +164,8 @@ class HostView:
                 self._given.add(pid)
                 yield pid
             return
-        sizes = self.sizes(kinds)
-        some = np.flatnonzero(sizes)
-        order = some[np.argsort(-sizes[some], kind="stable")]
-        yield from self.pid[order].tolist()
+        yield from super().ranking(kinds)
 
     def shown(self, pid: int) -> bool:
         """Whether this view has told of an mm of that pid, which may have ended since."""
-        if pid in self._given:
-            return True
-        if self._rows is None:
-            return False
-        place = int(np.searchsorted(self.pid, pid))
-        return place < len(self.pid) and int(self.pid[place]) == pid
+        return pid in self._given or (self._rows is not None and self._has_row(pid))

@@ -112,7 +112,8 @@ def read_page_sizes(tid: int) -> dict[int, tuple[frozenset[str], int]]:
     return found
 
 
-STAT_START_BRK = 47 - 3  # of the fields after the name, see proc(5)
+# Of the fields after the name, see proc(5).
+STAT_MINFLT, STAT_MAJFLT, STAT_STARTTIME, STAT_VSIZE, STAT_START_BRK = 10 - 3, 12 - 3, 22 - 3, 23 - 3, 47 - 3
 STATUS_KB = ("VmPTE", "RssAnon", "RssFile", "RssShmem", "VmSwap")
 
 

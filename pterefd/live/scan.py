@@ -35,15 +35,18 @@ from pterefd.names import printable
 I64 = npt.NDArray[np.int64]
 PTRS_PER_PTE = 512
 _ATTEMPTS = 4  # until VmPTE is the same before and after the entries were read
-_STAT_STARTTIME = 22 - 3
 # Without PAGEMAP_SCAN every page of every mapping is 8 bytes to read: about a second for so much.
 READABLE_BYTES = 1 << 40
 
 
 class NotSeen(PterefdError):
-    """A process that is there and cannot be seen; the text says why."""
+    """A process that is there and cannot be seen; the text says why, `reason` in a word: rights, size."""
 
     exit_code = Missing.exit_code
+
+    def __init__(self, text: str, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class NotThere(NotSeen):
@@ -139,7 +142,8 @@ def scan(pid: int) -> Seen | None:
     except (FileNotFoundError, ProcessLookupError):
         raise NoSuchMm(f"{pid}: no such process") from None
     except PermissionError as error:
-        raise NotSeen(f"{pid}: {error.strerror}: its entries are for its owner and for CAP_SYS_PTRACE") from None
+        text = f"{pid}: {error.strerror}: its entries are for its owner and for CAP_SYS_PTRACE"
+        raise NotSeen(text, "rights") from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # its mm is gone meanwhile
             return None
@@ -196,7 +200,7 @@ def _with_memory(pid: int) -> int | None:
 
 def start_time(pid: int) -> int:
     """When it began, in clock ticks after boot: with its pid, what tells it from any other."""
-    return int(procmem.read_stat(pid)[_STAT_STARTTIME])
+    return int(procmem.read_stat(pid)[procmem.STAT_STARTTIME])
 
 
 def read_cgroup(pid: int) -> str:
@@ -219,7 +223,8 @@ def _check_readable(pid: int, maps: list[Map]) -> None:
     size = sum(mapping.end - mapping.start for mapping in maps)
     if size > READABLE_BYTES:
         raise NotSeen(
-            f"{pid}: {size >> 40} TiB are mapped, and without PAGEMAP_SCAN (Linux 6.7) each page of them would be read"
+            f"{pid}: {size >> 40} TiB are mapped, and without PAGEMAP_SCAN (Linux 6.7) each page of them would be read",
+            "size",
         )
 
 

@@ -65,9 +65,11 @@ class Callers:
         if not tid or not self._same_namespace:
             return None  # FUSE says 0 of a thread that the daemon's pid namespace does not see
         try:
-            ids = NsIds.of(self.slurp(f"{tid}/status"))
+            return self._own(NsIds.of(self.slurp(f"{tid}/status")))
         except OSError:
             return None  # hidepid
+
+    def _own(self, ids: NsIds) -> Own:
         return Own(ids.tgid[0], len(ids.tgid) - 1, ids.tgid[-1], ids.pid[-1], str(ids.tgid[-1]), str(ids.tgid[0]))
 
     def path(self, own: Own, name: str = "") -> str:

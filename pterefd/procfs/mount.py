@@ -16,7 +16,8 @@ from pterefd.procfs.operations import Operations
 from pterefd.procfs.tree import Tree
 
 # The kernel asks again for a name and its owner after this long. An mm that is gone may be seen by
-# stat for so long; what is read is never cached. 0 doubles to triples the latency of an open.
+# stat for so long; what is read is never cached. 0 doubles to triples the latency of an open. A name that means
+# something else to each caller must be asked for each time, and its owner comes with it.
 CACHE_SECONDS = 0.1
 OPTIONS = {
     "foreground": True,
@@ -27,8 +28,6 @@ OPTIONS = {
     "nosuid": True,
     "nodev": True,
     "noexec": True,
-    "entry_timeout": CACHE_SECONDS,
-    "attr_timeout": CACHE_SECONDS,
 }
 # How long what is still being served may take after the unmount. Where another mount namespace has the mount too
 # (pterefd shell), libfuse serves on; the end of this process ends that.
@@ -50,16 +49,21 @@ class Mount:
         helped: Helped | None = None,
         caller: Caller = lambda _uid, _pid: nullcontext(),
         fault: Callable[[Exception], None] = lambda _: None,
+        name_seconds: float = CACHE_SECONDS,
     ) -> None:
         """helped: who mounts, None: this process.  caller(uid, pid): a context around each write.
 
-        fault: told of what should not have happened.
+        fault: told of what should not have happened.  name_seconds: as CACHE_SECONDS, of names.
         """
         self.point = point
         self._place = point
         self._helped = helped
         self._binding = binding
-        self._options = OPTIONS | {"allow_other": allow_other}
+        self._options = OPTIONS | {
+            "allow_other": allow_other,
+            "entry_timeout": name_seconds,
+            "attr_timeout": CACHE_SECONDS,
+        }
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._cwd = os.open(".", os.O_PATH | os.O_DIRECTORY)

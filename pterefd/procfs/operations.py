@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pterefd.errors import PterefdError
-from pterefd.procfs.tree import OpenFile, Tree
+from pterefd.procfs.tree import Opened, Tree
 
 _keep_thread_state = ctypes.pythonapi.PyGILState_Ensure
 _kept = threading.local()
@@ -71,7 +71,7 @@ class Operations:
         self.fault = fault
         self._mounted = mounted
         self._whoever = whoever
-        self._files: dict[int, OpenFile] = {}
+        self._files: dict[int, Opened] = {}
         self._numbers = itertools.count(1)
         self._time_ns = time.time_ns()
 
@@ -119,7 +119,9 @@ class Operations:
 
     @served
     def release(self, _path: str, fh: int) -> int:
-        self._files.pop(fh, None)
+        opened = self._files.pop(fh, None)
+        if opened is not None:
+            opened.close()
         return 0
 
     @served

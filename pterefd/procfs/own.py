@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
 from pterefd.errors import NoSuchMm
+from pterefd.procfs import ids
 from pterefd.procfs.caller import NsIds, Own
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.status import owner
@@ -25,53 +25,18 @@ from pterefd.procfs.tree import Dir, Family, File, Link
 
 # `pterefd shell` mounts the kernel's own /proc here. Not below sys, where `sysctl -a` would walk through it.
 KERNELS_PROC = "hostproc"
-_STATE = re.compile(rb"\nState:\t.*\n")
 
 
 # -- files whose ids are rewritten -----------------------------------------------------------------
 
 
 def _stat(faces: Faces, own: Own) -> bytes:
-    """fs/proc/array.c:do_task_stat(), its fields 1, 4, 5, 6 and 8 as the caller's pid namespace has them."""
     text = faces.callers.read(own, "stat")
-    ids = NsIds.of(faces.callers.read(own, "status"))
-    before, _, after = text.rpartition(b")")
-    fields = after.split(b" ")  # "", state, ppid, pgrp, session, tty_nr, tpgid, ...
-    if faces.callers.is_calling(ids.pid[0]):
-        fields[1] = b"R"  # it sleeps for this answer alone
-    if not own.level:
-        return b"%s)%s" % (before, b" ".join(fields))
-    seen = [faces.callers.as_seen(int(fields[2]), own.level), ids.pgid[-1], ids.sid[-1]]
-    fields[2:5] = [b"%d" % number for number in seen]
-    if int(fields[6]) > 0:
-        fields[6] = b"%d" % faces.callers.as_seen(int(fields[6]), own.level)
-    return b"%d %s)%s" % (ids.pid[-1], before.partition(b" ")[2], b" ".join(fields))
+    return ids.stat(faces.callers, text, faces.callers.read(own, "status"), own.level)
 
 
 def _status(faces: Faces, own: Own) -> bytes:
-    """fs/proc/array.c:task_state(), its ids as the caller's pid namespace has them."""
-    text = faces.callers.read(own, "status")
-    ids = NsIds.of(text)
-    if faces.callers.is_calling(ids.pid[0]):
-        text = _STATE.sub(b"\nState:\tR (running)\n", text, count=1)
-    if not own.level:
-        return text
-    last = {
-        b"Tgid": ids.tgid[-1],
-        b"Pid": ids.pid[-1],
-        b"NStgid": ids.tgid[-1],
-        b"NSpid": ids.pid[-1],
-        b"NSpgid": ids.pgid[-1],
-        b"NSsid": ids.sid[-1],
-    }
-    lines = text.split(b"\n")
-    for i, line in enumerate(lines):
-        key, _, value = line.partition(b":\t")
-        if key in (b"PPid", b"TracerPid"):
-            lines[i] = b"%s:\t%d" % (key, faces.callers.as_seen(int(value), own.level))
-        elif key in last:
-            lines[i] = b"%s:\t%d" % (key, last[key])
-    return b"\n".join(lines)
+    return ids.status(faces.callers, faces.callers.read(own, "status"), own.level)
 
 
 # -- what is passed through ------------------------------------------------------------------------
@@ -117,6 +82,11 @@ def _descriptor(faces: Faces, descriptor: Descriptor) -> str:
     target = ""
     with suppress(PermissionError):
         target = os.readlink(faces.callers.path(own, f"fd/{name}"))
+    return openable(target, name)
+
+
+def openable(target: str, name: str) -> str:
+    """Where a link to what a descriptor of the caller's reads as leads: see _descriptor()."""
     if target.startswith("/") and not target.endswith(" (deleted)"):
         return target
     return f"../../{KERNELS_PROC}/self/fd/{name}"
@@ -139,10 +109,10 @@ def _tasks(faces: Faces, own: Own, tids: Iterable[str]) -> Iterator[Own]:
     for tid in tids:
         directory = f"{own.tgid}/task/{tid}"
         try:
-            ids = NsIds.of(faces.callers.slurp(f"{directory}/status"))
+            thread = NsIds.of(faces.callers.slurp(f"{directory}/status")).pid[own.level]
         except OSError:
             continue
-        yield replace(own, thread=ids.pid[-1], directory=directory)
+        yield replace(own, thread=thread, directory=directory)
 
 
 def _owner(faces: Faces, own: Own) -> tuple[int, int]:

@@ -18,13 +18,39 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pterefd.procfs.intwrite import INT_MAX, INT_MIN, parse_int
 
 Reader = Callable[[Any, Any], str | bytes | Iterator[str]]
 IntWriter = Callable[[Any, Any, int], None]
 TextWriter = Callable[[Any, Any, str], None]
+
+
+class Opened(Protocol):
+    """What an open file is to whoever serves it. Offsets and counts in bytes; all raise OSError."""
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to size bytes from offset."""
+
+    def write(self, data: bytes, offset: int) -> int:
+        """The bytes taken."""
+
+    def close(self) -> None:
+        """The last descriptor is closed."""
+
+
+class Attributes(NamedTuple):
+    """What stat shows of a node. mode: type and permission bits."""
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+
+
+Stat = Callable[[Any, Any], Attributes]
+Opener = Callable[[Any, Any, int], Opened]
 
 
 class Content(enum.Enum):
@@ -44,6 +70,8 @@ class File:
     low, high: inclusive range of an INT.  read: the text, without it the file cannot be opened for reading.
     write: takes the parsed value, int or stripped text, and returns when its effect is published.
     exists: False hides it: a knob that would have no effect.
+    stat: what it shows, None: by mode and the family's owner.  open: opens it with the flags of open(2), for a file
+    that is somebody else's to check and to read: read, write and content mean nothing then.
     """
 
     name: str
@@ -56,15 +84,19 @@ class File:
     read: Reader | None = None
     write: IntWriter | TextWriter | None = None
     exists: Callable[[Any, Any], bool] | None = None
+    stat: Stat | None = None
+    open: Opener | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A symbolic link; target is what it reads as."""
+    """A symbolic link; target is what it reads as. exists, stat: as File's."""
 
     name: str
     help: str
     target: Callable[[Any, Any], str]
+    exists: Callable[[Any, Any], bool] | None = None
+    stat: Stat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +119,21 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Files that come from elsewhere (a plugin's tunables): make(ctx, obj) lists them."""
+    """Files that come from elsewhere (a plugin's tunables): make(ctx, obj) lists them.
+
+    find: the one of a name, None where there is none; without it they are listed to find it.
+    """
 
     label: str
     help: str
     make: Callable[[Any, Any], Iterable[File]]
+    find: Callable[[Any, Any, str], File | None] | None = None
+
+    def named(self, ctx: Any, obj: Any, name: str) -> File | None:
+        """The file of a name; None where there is none."""
+        if self.find is not None:
+            return self.find(ctx, obj, name)
+        return next((row for row in self.make(ctx, obj) if row.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +141,7 @@ class Dir:
     """A directory and its entries.
 
     exists: False hides it (no replay: no replay/).  obj: replaces the enclosing family's.  mode: permission bits.
+    stat: as File's.
     """
 
     name: str
@@ -107,6 +150,7 @@ class Dir:
     exists: Callable[[Any, Any], bool] | None = None
     obj: Callable[[Any, Any], Any] | None = None
     mode: int = 0o555
+    stat: Stat | None = None
     named: dict[str, File | Link | Dir] = field(init=False, repr=False, compare=False)
     dynamic: tuple[Family | Rows, ...] = field(init=False, repr=False, compare=False)
 
@@ -128,15 +172,6 @@ class Found(NamedTuple):
     entry: Entry
     obj: Any
     family: Family | None
-
-
-class Attributes(NamedTuple):
-    """What stat shows of a node. mode: type and permission bits."""
-
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
 
 
 class Tree:
@@ -186,16 +221,16 @@ class Tree:
                 if obj is not None:
                     return Found(source.each, obj, source), False
             else:
-                for row in source.make(self.ctx, at.obj):
-                    if row.name == name:
-                        return Found(row, at.obj, at.family), False
+                row = source.named(self.ctx, at.obj, name)
+                if row is not None:
+                    return Found(row, at.obj, at.family), False
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _static(
         self, at: Found, child: Entry, conditions: list[tuple[Callable[[Any, Any], bool], Any]]
     ) -> tuple[Found, bool]:
         obj = at.obj
-        if not isinstance(child, Link) and child.exists is not None:
+        if child.exists is not None:
             conditions.append((child.exists, obj))
             if not child.exists(self.ctx, obj):
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -206,6 +241,8 @@ class Tree:
     def attributes(self, path: str) -> Attributes:
         """What stat says of the node at path."""
         found = self.find(path)
+        if found.entry.stat is not None:
+            return found.entry.stat(self.ctx, found.obj)
         uid, gid = self.uid, self.gid
         if found.family is not None and found.family.owner is not None:
             uid, gid = found.family.owner(self.ctx, found.obj)
@@ -220,7 +257,7 @@ class Tree:
 
     def _listing(self, directory: Dir, obj: Any) -> Iterator[tuple[str, int]]:
         for name, child in directory.named.items():
-            if isinstance(child, Link) or child.exists is None or child.exists(self.ctx, obj):
+            if child.exists is None or child.exists(self.ctx, obj):
                 yield name, mode_of(child)
         for source in directory.dynamic:
             if isinstance(source, Family):
@@ -237,7 +274,7 @@ class Tree:
         return found.entry.target(self.ctx, found.obj)
 
     # -- files --------------------------------------------------------------------------------
-    def open(self, path: str, flags: int) -> OpenFile:
+    def open(self, path: str, flags: int) -> Opened:
         """Open the file at path for reading or writing.
 
         EACCES where nobody may, root included, for files under sys (fs/proc/proc_sysctl.c
@@ -247,6 +284,8 @@ class Tree:
         node = found.entry
         if not isinstance(node, File):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if node.open is not None:
+            return node.open(self.ctx, found.obj, flags)
         check_access(node, flags & os.O_ACCMODE)
         serial = found.family.serial if found.family is not None else None
         return OpenFile(node, self.ctx, found.obj, serial, append=bool(flags & os.O_APPEND))
@@ -256,6 +295,9 @@ class Tree:
         found = self.find(path)
         if not isinstance(found.entry, File):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if found.entry.open is not None:
+            found.entry.open(self.ctx, found.obj, os.O_WRONLY).close()
+            return
         check_access(found.entry, os.O_WRONLY)
 
 
@@ -349,6 +391,9 @@ class OpenFile:
             return taken
         self.node.write(self.ctx, self.obj, _text(data))  # type: ignore[arg-type]
         return len(data)
+
+    def close(self) -> None:
+        """Nothing is held but the snapshot."""
 
 
 def mode_of(entry: Entry) -> int:

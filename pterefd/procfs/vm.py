@@ -177,19 +177,21 @@ PT_RECLAIM = Dir(
     "Who decides when and where page tables are reclaimed.",
 )
 
+FREE_PTES = File(
+    "free_ptes",
+    0o200,
+    "Write a pid to free the empty and zero PTE pages of its mm; 0 means every mm.",
+    Content.INT,
+    unit="pid",
+    low=0,
+    high=INT_MAX,
+    write=_free_ptes,
+)
+
 SYS_VM = Dir(
     "vm",
     (
-        File(
-            "free_ptes",
-            0o200,
-            "Write a pid to free the empty and zero PTE pages of its mm; 0 means every mm.",
-            Content.INT,
-            unit="pid",
-            low=0,
-            high=INT_MAX,
-            write=_free_ptes,
-        ),
+        FREE_PTES,
         *VM_KNOBS,
         PT_RECLAIM,
     ),

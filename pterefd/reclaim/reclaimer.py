@@ -13,16 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from pterefd.errors import BadInput, NoSuchMm
-from pterefd.hookspecs import Cause, Choice, Kinds, Moment, ReclaimRequest, ReclaimResult, Tunables
-from pterefd.host.host import Host
-from pterefd.host.rates import FaultRates
-from pterefd.host.view import HostView
+from pterefd.errors import BadInput, NoSuchMm, Refused
+from pterefd.hookspecs import Cause, Choice, Kinds, Moment, ReclaimRequest, ReclaimResult, Tunables, View
 from pterefd.reclaim.guard import Abandoned, Plugin, Watch, guarded, has_own, plain
 from pterefd.reclaim.plugins import OBSERVER, Plugins
 from pterefd.reclaim.seats import Conduct, Seats
+from pterefd.views.rates import FaultRates
 
 DEFAULT_POLICY = "largest_first"
 DEFAULT_TRIGGER = "on_demand"
@@ -30,6 +28,51 @@ DEADLINE_SECONDS = 1.0
 IMPORT_SECONDS = 10.0  # for a plugin file that is taken up while running
 FAILURES = 3  # in a row, before a plugin is put aside
 SPARE_CHOICES = 64  # in a row that free nothing, beyond two an mm: a policy that yields for ever is stopped
+
+
+class ShownView(View, Protocol):
+    """A view that remembers what it has told."""
+
+    def shown(self, pid: int) -> bool:
+        """Whether this view has told of an mm of that pid, which may have ended since."""
+
+
+class Reclaimable(Protocol):
+    """A host, as far as reclaim knows one: simulated or live.
+
+    on_pressure: told by cause, group or None, and bytes wanted that memory is short; returns bytes freed.
+    """
+
+    on_pressure: Callable[[Cause, str | None, int], int] | None
+
+    @property
+    def seed(self) -> int:
+        """Of the randomness that plugins may use."""
+
+    @property
+    def time_ns(self) -> int:
+        """The host's clock."""
+
+    @property
+    def mms(self) -> int:
+        """How many there are."""
+
+    def process(self, pid: int) -> object:
+        """What is known of a process. NoSuchMm."""
+
+    def group_of(self, pid: int) -> str:
+        """The mm's group; "" for none."""
+
+    def in_group(self, group: str) -> frozenset[int]:
+        """Pids of a group's mms."""
+
+    def view_for(
+        self, rng: Callable[[], random.Random], rates: FaultRates, pids: frozenset[int] | None = None
+    ) -> ShownView:
+        """The host now, for one decision of a plugin: as ArrayView takes them."""
+
+    def free_ptes(self, pid: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int, int]:
+        """Free up to nbytes (None: all) in one mm; bytes freed: empty, zero, mixed. NoSuchMm, Refused."""
 
 
 @dataclass
@@ -46,6 +89,7 @@ class _Act:
     policy: str = ""
     freed: list[tuple[int, int]] = field(default_factory=list)
     sums: Counter[str] = field(default_factory=Counter)
+    refused: Refused | None = None
     result: ReclaimResult | None = None
     to_tell: list[tuple[Plugin, Callable[[ReclaimResult], object]]] | None = None
 
@@ -73,7 +117,7 @@ class Reclaimer:
 
     def __init__(
         self,
-        host: Host,
+        host: Reclaimable,
         plugins: Plugins,
         log: Any,
         *,
@@ -314,15 +358,25 @@ class Reclaimer:
     def free_ptes(self, pid: int | None) -> ReclaimResult | None:
         """Somebody wrote pid to sys/vm/free_ptes; None: every mm. NoSuchMm for a pid without an mm.
 
-        Returns what was freed; None where no trigger answers (on_demand is not among the active ones).
+        Returns what was freed; None where no trigger answers (on_demand is not among the active ones). Refused where
+        the host would free none of what was chosen.
         """
         if pid is not None:
             self._host.process(pid)
-        return self.moment(Moment(Cause.WRITE, self._host.time_ns, pid=pid))
+        return self._asked(Moment(Cause.WRITE, self._host.time_ns, pid=pid))
 
     def reclaim(self, nbytes: int) -> ReclaimResult | None:
-        """Somebody wrote bytes to sys/vm/pt_reclaim/reclaim. None where no trigger answers."""
-        return self.moment(Moment(Cause.RECLAIM, self._host.time_ns, bytes=nbytes))
+        """Somebody wrote bytes to sys/vm/pt_reclaim/reclaim. None where no trigger answers. Refused, as free_ptes()."""
+        return self._asked(Moment(Cause.RECLAIM, self._host.time_ns, bytes=nbytes))
+
+    def _asked(self, moment: Moment) -> ReclaimResult | None:
+        """A moment that somebody waits for."""
+        act = self._act(moment)
+        if act is None:
+            return None
+        if act.refused is not None and not act.bytes:
+            raise act.refused
+        return act.result
 
     def pressure(self, cause: Cause, group: str | None, nbytes: int) -> int:
         """Memory of the host, or of a group, is short by nbytes: Cause.LOW or Cause.OOM. Returns bytes freed."""
@@ -343,6 +397,10 @@ class Reclaimer:
 
     def moment(self, moment: Moment) -> ReclaimResult | None:
         """Put a moment to the triggers; the first that answers with a request is served."""
+        act = self._act(moment)
+        return None if act is None else act.result
+
+    def _act(self, moment: Moment) -> _Act | None:
         aside = self._conduct.aside
         if not self._answering[moment.cause]:
             return None
@@ -351,7 +409,7 @@ class Reclaimer:
             act = _Act(moment, time.perf_counter(), self._decisions, to_ask)
             self._decisions += 1
             guarded(lambda watch: self._steps(act, watch), self._deadline, self._failed)
-        return act.result
+        return act
 
     def _steps(self, act: _Act, watch: Watch) -> None:
         """The act from where it stands to its end."""
@@ -373,7 +431,7 @@ class Reclaimer:
             if self._serve(act, watch):
                 act.result = self._result(act)
         if act.to_tell is None:
-            self._note(act.result)
+            self._note(act.result, act.refused)
             act.to_tell = list(self._listeners(act))
         while act.to_tell:
             plugin, function = act.to_tell.pop(0)
@@ -382,7 +440,7 @@ class Reclaimer:
             except Exception as error:
                 self._failed(plugin, error)
 
-    def _view(self, act: _Act, request: ReclaimRequest | None = None) -> HostView:
+    def _view(self, act: _Act, request: ReclaimRequest | None = None) -> ShownView:
         """The host for a plugin's eyes: all of it, or what a request is about."""
         pids: frozenset[int] | None = None
         if request is not None and request.pid is not None:
@@ -390,7 +448,7 @@ class Reclaimer:
         elif request is not None and request.group is not None:
             pids = self._host.in_group(request.group)
         seed = f"{self._host.seed} {act.number} {'trigger' if request is None else 'policy'}"
-        return HostView(self._host, self._host.time_ns, lambda: random.Random(seed), rates=self._rates, pids=pids)
+        return self._host.view_for(lambda: random.Random(seed), self._rates, pids)
 
     def _ask(self, name: str, act: _Act, watch: Watch) -> ReclaimRequest | None:
         trigger, plugin = self._triggers[name], ("trigger", name)
@@ -432,6 +490,9 @@ class Reclaimer:
                     if not view.shown(pid) and pid != act.request.pid:
                         raise  # the policy made it up
                     continue  # it ended since the policy looked
+                except Refused as error:
+                    act.refused = error
+                    continue
                 act.sums.update(empty=empty, zero=zero, mixed=mixed)
                 if empty + zero + mixed:
                     act.freed.append((pid, empty + zero + mixed))
@@ -442,7 +503,7 @@ class Reclaimer:
         return True
 
     def _choices(
-        self, act: _Act, plugin: Plugin, view: HostView, watch: Watch
+        self, act: _Act, plugin: Plugin, view: ShownView, watch: Watch
     ) -> Iterator[tuple[int, Kinds, int | None]]:
         """The policy's choices as (pid, kinds, bytes), checked, as long as something is wanted."""
         request = act.request
@@ -465,7 +526,7 @@ class Reclaimer:
             if close is not None:
                 watch.call(plugin, close)
 
-    def _checked_choice(self, choice: Any, request: ReclaimRequest, view: HostView) -> tuple[int, Kinds, int | None]:
+    def _checked_choice(self, choice: Any, request: ReclaimRequest, view: ShownView) -> tuple[int, Kinds, int | None]:
         if not isinstance(choice, Choice):
             raise TypeError(f"choose() yielded {type(choice).__name__}, not a Choice")
         pid = _whole("pid", choice.pid)
@@ -513,7 +574,7 @@ class Reclaimer:
         if aside:
             self._log.error("plugin put aside", kind=kind, plugin=name)
 
-    def _note(self, result: ReclaimResult) -> None:
+    def _note(self, result: ReclaimResult, refused: Refused | None) -> None:
         """Count and log one act."""
         kinds = {"empty": result.empty_bytes, "zero": result.zero_bytes, "mixed": result.mixed_bytes}
         for kind, number in kinds.items():
@@ -523,6 +584,8 @@ class Reclaimer:
         more: dict[str, Any] = {"mixed_bytes": result.mixed_bytes} if Kinds.MIXED in result.request.kinds else {}
         about: dict[str, Any] = {"pid": result.request.pid, "group": result.request.group}
         more |= {key: value for key, value in about.items() if value is not None}
+        if refused is not None:
+            more["refused"] = str(refused)
         self._log.info(
             "reclaimed",
             trigger=result.trigger,
