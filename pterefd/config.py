@@ -163,7 +163,7 @@ def _told(parse: Any) -> BeforeValidator:
 
 
 Address = Annotated[tuple[str, int] | None, _told(_off_or_address)]
-Helper = Annotated[str | None, _told(_off_or_path)]
+Helper = Annotated[str | None, _told(_off_or_path)]  # the socket of a helper with rights
 File = Annotated[Path, _told(_file)]
 Size = Annotated[int, _told(_size)]
 MemorySize = Annotated[int, _told(_memory)]
@@ -238,13 +238,15 @@ class LiveSection(_Section):
     """[live]: which of this machine's processes are watched, and how. All where pid, comm, cgroup and user are empty.
 
     comm, cgroup: names and paths, with * ? [] as in a shell; a path without them is with all below it.
-    user: effective uids.  budget: CPU time for scans, in percent of a core.  interval: seconds between looks.
+    user: effective uids.  freeing: the socket of pterefd-free, None: nothing is freed.
+    budget: CPU time for scans, in percent of a core.  interval: seconds between looks.
     """
 
     pid: tuple[Annotated[StrictInt, Field(ge=1, le=1 << 22)], ...] = ()
     comm: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     cgroup: tuple[Cgroup, ...] = ()
     user: tuple[User, ...] = ()
+    freeing: Helper = None
     budget: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     interval: Interval = 1.0
 
@@ -382,6 +384,7 @@ def load(
     workloads: Sequence[dict[str, Any]] = (),
     live: bool = False,
     matching: Mapping[str, Sequence[Any]] | None = None,
+    freeing: str | None = None,
     shipped: bool = False,
 ) -> Config:
     """Read a configuration; what the command line gives stands before what the file says.
@@ -390,7 +393,7 @@ def load(
     paths among them are relative to the working directory.  metrics_address: HOST:PORT or off.
     speed: a factor or "max".  memory: a size, in place of the file's zones, too.  workloads: [[mm]] tables.
     Traces and workloads stand in place of all traces and [[mm]] tables of the file.
-    live: a live host.  matching: keys of [live] by name; one without values leaves the file's.
+    live: a live host.  freeing: a path or off.  matching: keys of [live] by name; one without values leaves the file's.
     shipped: nobody has written the file for this run: what it says of a simulated host is not for a live one.
     Raises BadInput.
     """
@@ -413,6 +416,7 @@ def load(
         ("host", "zones", None if memory is None else ()),
         ("host", "swap", swap),
         ("host", "kind", "live" if live else None),
+        ("live", "freeing", freeing),
         *(("live", key, tuple(values) or None) for key, values in (matching or {}).items()),
     ):
         if value is not None:

@@ -95,10 +95,19 @@ def make_works(settings: config.Config, plugins: Plugins, logger: Any) -> Works:
     if settings.host.kind == "live":
         from pterefd.live.keeper import Keeper
 
-        return Keeper.of(settings, logger)
+        return Keeper.of(settings, logger, _freer(settings, logger))
     from pterefd.session.simulation import Simulation
 
     return Simulation(settings, plugins.workloads, logger)
+
+
+def _freer(settings: config.Config, logger: Any) -> Any:
+    """What frees from running processes; None where that is off."""
+    if settings.live.freeing is None:
+        return None
+    from pterefd.freeing.client import Freer
+
+    return Freer(settings.live.freeing, logger)
 
 
 class Daemon:

@@ -59,7 +59,11 @@ class NoSuchMm(PterefdError):
 
 
 class Refused(PterefdError):
-    """What was asked for is not to be done here: the configuration does not allow it."""
+    """What was asked for is not to be done here, or to this process. label: why, in a word or two."""
 
     exit_code = EXIT_MISSING
     errno = _errno.EPERM
+
+    def __init__(self, text: str, label: str) -> None:
+        super().__init__(text)
+        self.label = label

@@ -60,6 +60,13 @@ class LiveCollector(MmCollector):
         )
         waiting = sum(one.use is None and not one.reason for one in processes)
         yield gauge_of("pterefd_live_waiting", "Processes that wait for their first scan.", (), kind, {(): waiting})
+        yield counter_of(
+            "pterefd_live_refused",
+            "Times that nothing was freed from a process, by reason: what it is or has, or rights, rate, table, off.",
+            ("reason",),
+            kind,
+            dict(self._host.refused),
+        )
         watch = self._host.watch
         yield counter_of("pterefd_live_scans", "Scans of processes.", (), kind, {(): watch.scans})
         yield counter_of(

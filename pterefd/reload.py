@@ -63,6 +63,7 @@ RESTART = {
     "replay.traces": "what runs is begun with",
     "replay.hold": "what runs is begun with",
     "mm": "what runs is begun with",
+    "live.freeing": "the host was begun with it",
 }
 
 

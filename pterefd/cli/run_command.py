@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pterefd.cli.options import FILE, Quantity, parameters
 @click.option("--comm", "comms", metavar="NAME", multiple=True, help="... names, with * and ?; repeatable.")
 @click.option("--cgroup", "cgroups", metavar="PATH", multiple=True, help="... cgroups and those below; repeatable.")
 @click.option("--user", "users", metavar="USER", multiple=True, help="... users; repeatable.")
+@click.option("--freeing", metavar="SOCKET", help="Where pterefd-free listens; without it nothing is freed.")
 def command(
     file: Path | None,
     traces: tuple[Path, ...],
@@ -48,6 +50,7 @@ def command(
     comms: tuple[str, ...],
     cgroups: tuple[str, ...],
     users: tuple[str, ...],
+    freeing: str | None,
 ) -> int | None:
     """Run the daemon: replay traces, run workloads, mount the tree, serve the metrics, until Ctrl-C or SIGTERM.
 
@@ -69,6 +72,7 @@ def command(
         swap=swap,
         live=live,
         matching={"pid": pids, "comm": comms, "cgroup": cgroups, "user": users},
+        freeing=None if freeing is None else os.path.abspath(freeing),
         shipped=file is None,
     )
     settings = load()

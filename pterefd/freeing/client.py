@@ -1,50 +1,55 @@
-"""The other end of the helper's socket: what a daemon, or `pterefd top`, has freed."""
+"""The other end of the helper's socket: what a daemon has freed."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-from collections.abc import Sequence
 from typing import Any
 
-from pterefd.errors import Missing
-from pterefd.freeing.work import Freed
+from pterefd.errors import Refused
+from pterefd.freeing.errors import PutOff
+from pterefd.freeing.work import KINDS, Freed
+from pterefd.hookspecs import Kinds
 
 _ANSWER_SECONDS = 60.0
-_SENT = frozenset({"empty"})
 
 
-class Helper:
-    """A helper at a socket's path. One request at a time; connected when it is needed, and again where it was gone."""
+class Freer:
+    """A helper at a socket's path, as a live host asks it. One request at a time.
 
-    def __init__(self, path: str) -> None:
+    Connected when it is needed, and again where it was gone.  log: told what each request came to.
+    """
+
+    def __init__(self, path: str, log: Any) -> None:
         self.path = path
+        self._log = log
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
 
-    def free(
-        self,
-        pid: int,
-        start_time: int,
-        *,
-        spans: Sequence[tuple[int, int]] | None = None,
-        kinds: Sequence[str] = ("empty", "zero"),
-        most: int | None = None,
-    ) -> Freed:
-        """Have a process freed from; what is refused is in the answer. Missing where there is no helper.
+    def free(self, pid: int, start_time: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int, int]:
+        """Free up to nbytes (None: all there is) of these kinds; bytes freed: empty, zero, mixed.
 
-        spans: where to look, None for everywhere.  most: bytes, None for all there is.
+        Refused, with the reason, where nothing was freed: the helper's, or that there is none.
         """
-        asked = {"pid": pid, "start_time": start_time, "spans": spans, "kinds": list(kinds), "most": most}
+        names = [name for name in KINDS if Kinds[name.upper()] in kinds]
+        asked = {"pid": pid, "start_time": start_time, "spans": None, "kinds": names, "most": nbytes}
         with self._lock:
             try:
-                answer = self._ask(json.dumps(asked).encode() + b"\n")
-            except (OSError, ValueError) as error:
+                freed = answered(self._ask(json.dumps(asked).encode() + b"\n"))
+            except (OSError, ValueError, TypeError) as error:
                 self._connection = None
                 reason = getattr(error, "strerror", None) or error
-                raise Missing(f"free helper {self.path}: {reason}") from None
-        return Freed(**{key: value for key, value in answer.items() if key not in _SENT})
+                raise Refused(f"{pid}: free helper {self.path}: {reason}", "helper") from None
+        why = freed.refused or freed.put_off
+        if freed.stops:
+            fields = {"pid": pid, "bytes": freed.freed, "stops": freed.stops, "back": freed.back}
+            self._log.info(
+                "freed", **fields, longest_stop=round(freed.longest_stop, 6), **({"then": why} if why else {})
+            )
+        if why and not freed.freed:
+            raise Refused(why, freed.label) if freed.refused else PutOff(freed.label, why)
+        return freed.empty, freed.zero, freed.mixed
 
     def _ask(self, line: bytes) -> dict[str, Any]:
         if self._connection is None:
@@ -63,3 +68,8 @@ class Helper:
         if not isinstance(found, dict):
             raise ValueError("its answer is none")
         return found
+
+
+def answered(answer: dict[str, Any]) -> Freed:
+    """A helper's answer. TypeError where it is none."""
+    return Freed(**{key: value for key, value in answer.items() if key != "empty"})

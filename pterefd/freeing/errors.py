@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pterefd.errors import Missing, Partly
+import errno
+
+from pterefd import errors
 
 
-class Refused(Missing):
-    """This process is not to be touched as it is. label: a word or two for a metric."""
+class Refused(errors.Refused):
+    """This process is not to be touched as it is."""
 
     def __init__(self, label: str, text: str) -> None:
-        super().__init__(text)
-        self.label = label
+        super().__init__(text, label)
 
 
-class PutOff(Partly):
+class PutOff(errors.Refused):
     """Not now: something has to be waited out, or changed meanwhile."""
 
+    exit_code = errors.EXIT_PARTLY
+    errno = errno.EAGAIN
+
     def __init__(self, label: str, text: str) -> None:
-        super().__init__(text)
-        self.label = label
+        super().__init__(text, label)

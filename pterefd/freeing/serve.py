@@ -189,8 +189,8 @@ def say(text: str) -> None:
 
 def listen(path: str) -> socket.socket:
     """A socket at a path, for its owner alone. BadInput."""
-    with suppress(FileNotFoundError):
-        if not os.path.exists(path) or not _is_dead(path):
+    if os.path.lexists(path):
+        if not _is_dead(path):
             raise BadInput(f"{path}: is there already")
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -130,7 +130,7 @@ class LiveHost:
     """The processes of this machine that a watch sees. look() is for one thread; the rest may be called by any.
 
     on_pressure: told by cause, group or None, and bytes wanted that memory is short; returns bytes freed.
-    seed: of the randomness that plugins may use.
+    seed: of the randomness that plugins may use.  refused: how often nothing was freed for a reason, by its label.
     """
 
     kind = "live"
@@ -155,6 +155,8 @@ class LiveHost:
         self._began = self.watch.clock()
         self._watching = threading.Lock()
         self._freed: Counter[Identity] = Counter()
+        self._refusals: dict[Identity, str] = {}
+        self.refused: Counter[str] = Counter()
         self._random = random.Random(seed)
         self.seed = seed
         self.on_pressure: Callable[[Cause, str | None, int], int] | None = None
@@ -172,6 +174,8 @@ class LiveHost:
         before = self._published
         found = sorted(self.watch.processes.values(), key=lambda one: (one.pid, one.start_time))
         self._freed = Counter({one.identity: freed for one in found if (freed := self._freed[one.identity])})
+        there = {one.identity for one in found}
+        self._refusals = {identity: why for identity, why in self._refusals.items() if identity in there}
         rows = {one.pid: _row(one, before, time_ns, self._freed[one.identity]) for one in found}
         groups = {one.cgroup for one in found} - {""}
         limits = {group: limit for group in groups if (limit := self._limit_of(group))}
@@ -222,6 +226,10 @@ class LiveHost:
             use.zero is not None,
         )
 
+    def why_not_freed(self, pid: int) -> str:
+        """Why the last act freed nothing from a process; "" where it did, or there was none. NoSuchMm."""
+        return self._refusals.get(self.process(pid).identity, "")
+
     def group_of(self, pid: int) -> str:
         """The path of its cgroup; "" where there is none, or no such process."""
         row = self._published.rows.get(pid)
@@ -256,9 +264,15 @@ class LiveHost:
         Returns bytes freed: empty, zero, mixed.  NoSuchMm.  Refused where freeing is off, or not of this process.
         """
         one = self.process(pid)
-        if self._freer is None:
-            raise Refused(f"{pid}: freeing is off for this machine's processes ([live] freeing)")
-        freed = self._freer.free(pid, one.start_time, kinds, nbytes)
+        try:
+            if self._freer is None:
+                raise Refused(f"{pid}: freeing is off for this machine's processes ([live] freeing)", "off")
+            freed = self._freer.free(pid, one.start_time, kinds, nbytes)
+        except Refused as error:
+            self.refused[error.label] += 1
+            self._refusals[one.identity] = str(error)
+            raise
+        self._refusals.pop(one.identity, None)
         with self._watching:
             self._freed[one.identity] += sum(freed)
             self.watch.scan_now(one.identity)

@@ -107,6 +107,12 @@ PT_RECLAIM = Dir(
             _scanned("unlocated_bytes"),
         ),
         _known("age_ms", "How long ago it was scanned; pgtables_bytes is as of the last look.", _age_ms, "ms"),
+        _known(
+            "not_freed",
+            "Why nothing was freed the last time that it was to be; an empty line where that went well, or never was.",
+            lambda host, pid: host.why_not_freed(pid),
+            "",
+        ),
         _known("not_seen", "Why it could not be scanned; an empty line where it was.", _why, ""),
     ),
     "Page-table memory of the mm, by kind, as of the last scan; ENODATA before that.",
