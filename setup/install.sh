@@ -100,6 +100,8 @@ warn_where_unseen() {
     if [ -n "$setting" ]; then say "$prefix: services do not see it ($setting); PREFIX=/usr/local is one that they do"; fi
 }
 
+our_units="pterefd.service pterefd@.service pterefd-mount.socket pterefd-mount@.service pterefd-free.socket pterefd-free.service"
+
 do_install() {
     python=$1
     choose_interpreter "$@"
@@ -125,14 +127,17 @@ do_install() {
 
     launcher "$root/bin/pterefd" "" pterefd.cli
     launcher "$root/libexec/pterefd-mount" -I pterefd.mounthelper.__main__
+    launcher "$root/libexec/pterefd-free" -I pterefd.freeing.__main__
 
-    for unit in pterefd.service pterefd@.service pterefd-mount.socket pterefd-mount@.service; do
+    for unit in $our_units; do
         put_prefixed 644 "$here/systemd/$unit" "$units/$unit"
     done
     put 644 "$here/systemd/pterefd.sysusers" "$root/lib/sysusers.d/pterefd.conf"
     put 644 "$here/systemd/pterefd.tmpfiles" "$root/lib/tmpfiles.d/pterefd.conf"
 
-    if [ ! -e "$etc/mounts.toml" ]; then put 644 "$here/systemd/mounts.toml" "$etc/mounts.toml"; fi
+    for table in mounts.toml free.toml; do
+        if [ ! -e "$etc/$table" ]; then put 644 "$here/systemd/$table" "$etc/$table"; fi
+    done
     if [ ! -e "$etc/pterefd.toml" ]; then
         put 644 "$here/etc/pterefd.toml" "$etc/pterefd.toml"
         sed -i -e '/^mount = /s|"./mnt" *#.*|"/run/pterefd/proc"  # /etc/pterefd/mounts.toml allows it|' \
@@ -161,9 +166,9 @@ do_install() {
 
 do_uninstall() {
     rm -rf "$lib" "$share" "$doc"
-    rm -f "$root/bin/pterefd" "$root/libexec/pterefd-mount" "$man" "$bash" "$zsh" "$fish" \
-        "$units/pterefd.service" "$units/pterefd@.service" "$units/pterefd-mount.socket" \
-        "$units/pterefd-mount@.service" "$root/lib/sysusers.d/pterefd.conf" "$root/lib/tmpfiles.d/pterefd.conf"
+    rm -f "$root/bin/pterefd" "$root/libexec/pterefd-mount" "$root/libexec/pterefd-free" "$man" "$bash" "$zsh" "$fish" \
+        "$root/lib/sysusers.d/pterefd.conf" "$root/lib/tmpfiles.d/pterefd.conf"
+    for unit in $our_units; do rm -f "$units/$unit"; done
     if [ -d "$etc" ]; then echo "uninstall: $etc is left, as it may be edited"; fi
 }
 

@@ -22,6 +22,8 @@ from pterefd.live import procmem
 from pterefd.live.keeper import Keeper
 from pterefd.live.scan import read_cgroup, scan
 from pterefd.procfs import mountpoint
+from tests.freeing.helper import FOR_KNOWN, Helper
+from tests.freeing.programs import Known
 from tests.live.grower_process import PAGE, SPAN, Grower
 from tests.reclaim.built import plugin, policy
 from tests.systemd.installed import NOBODY
@@ -273,3 +275,47 @@ def test_a_watch_that_ends_or_hangs_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(BadInput, match="the list of processes: broken"):
         daemon.run(settings, out=StringIO(), err=StringIO(), started=started)
+
+
+def test_frees_through_the_helper_alone(start: Start, grower: Grower, tmp_path: Path) -> None:
+    """free_ptes on running processes; what is refused is in file, log and metric."""
+    helper = Helper(tmp_path, FOR_KNOWN)
+    known = Known(60, 20, 3, 5)
+    one = start("--pid", known.pid, "--pid", grower.pid, "--freeing", helper.path)
+    pid = str(known.pid)
+    until(lambda: one.read(f"{pid}/reclaimable_pt_bytes") == f"{80 * PAGE}\n", one)
+    before = known.kb()["VmPTE"]
+    write(one.mount / "sys/vm/free_ptes", pid)
+    assert before - known.kb()["VmPTE"] == 320
+    assert one.read(f"{pid}/reclaimable_pt_bytes") == "0\n"
+    assert one.read(f"{pid}/pt_reclaim/not_freed") == "\n"
+    known.check(read=True)
+    with pytest.raises(PermissionError):
+        write(one.mount / "sys/vm/free_ptes", str(grower.pid))
+    assert f"does not allow uid {os.geteuid()}" in one.read(f"{grower.pid}/pt_reclaim/not_freed")
+    found = one.scrape()
+    assert found["pterefd_live_refused_total", "live", "table"] == 1
+    assert found["pterefd_reclaimed_pt_bytes_total", "live", "zero", "largest_first", "on_demand"] == 20 * PAGE
+    code, log = one.end()
+    assert code == 0
+    assert "freed " in log
+    assert "does not allow uid" in log
+    known.close()
+    assert helper.end()[0] == 0
+
+
+def test_a_trigger_frees_without_being_told(start: Start, tmp_path: Path) -> None:
+    """On the machine's own clock; what it may not touch it leaves."""
+    helper = Helper(tmp_path, FOR_KNOWN.replace("acts_per_minute = 3", "acts_per_minute = 1000"))
+    known = Known(60, 20, 3, 5)
+    text = (
+        f'[host]\nkind = "live"\n[live]\npid = [{known.pid}]\nfreeing = "{helper.path}"\nbudget = 100.0\n'
+        '[plugins]\ntriggers = ["interval"]\n[plugins.trigger.interval]\nperiod_ms = 300\n'
+    )
+    before = known.kb()["VmPTE"]
+    one = start(text=text)
+    until(lambda: before - known.kb()["VmPTE"] == 320, one)
+    known.check(read=True)
+    assert one.end()[0] == 0
+    known.close()
+    helper.end()

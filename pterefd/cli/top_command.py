@@ -35,7 +35,8 @@ from pterefd.quantities import seconds
 def command(live: bool, mount: Path | None, interval: float, budget: float, batch: bool, times: int | None) -> int:
     """Show processes by the page-table memory that they could give back, refreshing.
 
-    Up and down choose a process, f frees the chosen one (simulated ones only), q ends.
+    Up and down choose a process, f frees from the chosen one, q ends. One of this machine stands for milliseconds then:
+    docs/live.md.
     """
     from pterefd import shell
     from pterefd.live import machine

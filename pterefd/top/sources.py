@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pterefd.errors import Missing
+from pterefd.freeing.work import Request, free
 from pterefd.live import procmem
 from pterefd.live.procmem import Status
 from pterefd.live.watch import Watch
@@ -144,5 +145,9 @@ class Live:
         )
 
     def free(self, row: Row) -> str:
-        """Running processes are looked at and left alone."""
-        return f"{row.pid} {row.comm}: only looked at, as it is no simulated process; scan --explain says what helps"
+        """As `pterefd free` does, with the rights that this process has."""
+        freed = free(Request(*row.key))
+        why = freed.refused or freed.put_off
+        if not freed.stops:
+            return f"{row.pid} {row.comm}: nothing was freed" + (f": {why}" if why else "")
+        return f"{row.pid} {row.comm}: freed {freed.freed >> 10} kB of page tables, in {freed.stops} short stops"

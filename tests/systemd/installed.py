@@ -16,7 +16,10 @@ from pterefd.engine.cache import cache_directory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = Path(pterefd.__file__).resolve().parent
-UNITS = ("pterefd.service", "pterefd@.service", "pterefd-mount.socket", "pterefd-mount@.service")
+UNITS = (
+    *("pterefd.service", "pterefd@.service", "pterefd-mount.socket", "pterefd-mount@.service"),
+    *("pterefd-free.socket", "pterefd-free.service"),
+)
 NOBODY = 65534
 
 

@@ -17,10 +17,11 @@ from tests.systemd.installed import ROOT, UNITS, install, kernels
 from tests.systemd.manager import Manager
 
 EXPECTED = (
-    *("usr/bin/pterefd", "usr/libexec/pterefd-mount", "usr/lib/pterefd/pterefd/__init__.py"),
+    *("usr/bin/pterefd", "usr/libexec/pterefd-mount", "usr/libexec/pterefd-free"),
+    "usr/lib/pterefd/pterefd/__init__.py",
     *(f"usr/lib/systemd/system/{unit}" for unit in UNITS),
     *("usr/lib/sysusers.d/pterefd.conf", "usr/lib/tmpfiles.d/pterefd.conf"),
-    *("etc/pterefd/pterefd.toml", "etc/pterefd/mounts.toml"),
+    *("etc/pterefd/pterefd.toml", "etc/pterefd/mounts.toml", "etc/pterefd/free.toml"),
     *("usr/share/pterefd/plugins/largest_first.py", "usr/share/pterefd/etc/traces/redis.parquet"),
     *("usr/share/man/man1/pterefd.1", "usr/share/bash-completion/completions/pterefd"),
     *("usr/share/zsh/site-functions/_pterefd", "usr/share/fish/vendor_completions.d/pterefd.fish"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pterefd import config, paths
+from pterefd.freeing.table import table as free_table
 from pterefd.mounthelper.table import table
 from tests.systemd.installed import ROOT, UNITS, install
 
@@ -94,6 +95,18 @@ def test_the_helper_mounts_where_all_can_see_it() -> None:
     assert set(NAMESPACING) & helper.keys() == set()
     assert helper["CapabilityBoundingSet"] == "CAP_SYS_ADMIN"
     assert helper["NoNewPrivileges"] == "yes"
+
+
+def test_the_helper_that_frees_has_few_rights() -> None:
+    helper, socket = settings_of("pterefd-free.service"), settings_of("pterefd-free.socket")
+    assert helper["CapabilityBoundingSet"] == "CAP_SYS_PTRACE CAP_DAC_OVERRIDE"
+    assert helper["NoNewPrivileges"] == helper["PrivateNetwork"] == "yes"
+    assert (socket["SocketMode"], socket["SocketGroup"]) == ("0660", settings_of("pterefd.service")["User"])
+    assert exposure("pterefd-free.service", "--threshold=30").returncode == 0
+
+
+def test_nothing_may_be_freed_from_as_installed(root: Path) -> None:
+    assert free_table(str(root / "etc/pterefd/free.toml")) == []
 
 
 def test_the_parts_meet(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
