@@ -310,7 +310,7 @@ def test_a_trigger_frees_without_being_told(start: Start, tmp_path: Path) -> Non
     known = Known(60, 20, 3, 5)
     text = (
         f'[host]\nkind = "live"\n[live]\npid = [{known.pid}]\nfreeing = "{helper.path}"\nbudget = 100.0\n'
-        '[plugins]\ntriggers = ["interval"]\n[plugins.trigger.interval]\nperiod_ms = 300\n'
+        '[plugins]\ntriggers = ["interval"]\n[plugins.trigger.interval]\nperiod_ms = 300\nkinds = "empty+zero"\n'
     )
     before = known.kb()["VmPTE"]
     one = start(text=text)

@@ -38,7 +38,7 @@ class Freer:
             try:
                 freed = answered(self._ask(json.dumps(asked).encode() + b"\n"))
             except (OSError, ValueError, TypeError) as error:
-                self._connection = None
+                self._drop()
                 reason = getattr(error, "strerror", None) or error
                 raise Refused(f"{pid}: free helper {self.path}: {reason}", "helper") from None
         why = freed.refused or freed.put_off
@@ -51,12 +51,22 @@ class Freer:
             raise Refused(why, freed.label) if freed.refused else PutOff(freed.label, why)
         return freed.empty, freed.zero, freed.mixed
 
+    def close(self) -> None:
+        """Leave the helper."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def _ask(self, line: bytes) -> dict[str, Any]:
         if self._connection is None:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._connection = connection
             connection.settimeout(_ANSWER_SECONDS)
             connection.connect(self.path)
-            self._connection = connection
         self._connection.sendall(line)
         answer = bytearray()
         while not answer.endswith(b"\n"):

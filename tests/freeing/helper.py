@@ -46,6 +46,7 @@ class Helper:
                 return dict(json.loads(answers.readline()))
 
     def end(self) -> tuple[int, str]:
+        self.freer.close()
         self.process.send_signal(signal.SIGTERM)
         assert self.process.stderr is not None
         said = self.process.stderr.read()

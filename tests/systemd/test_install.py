@@ -192,7 +192,7 @@ def test_uninstalled_nothing_but_the_configuration_is_left(root: Path, tmp_path:
     environment = {**os.environ, "DESTDIR": str(copy), "PREFIX": "/usr"}
     subprocess.run([ROOT / "setup/install.sh", "uninstall"], env=environment, check=True, capture_output=True)
     left = [path.relative_to(copy).as_posix() for path in files(copy)]
-    assert left == ["etc/pterefd/mounts.toml", "etc/pterefd/pterefd.toml", "usr/bin/other"]
+    assert left == ["etc/pterefd/free.toml", "etc/pterefd/mounts.toml", "etc/pterefd/pterefd.toml", "usr/bin/other"]
 
 
 # -- which interpreter -------------------------------------------------------------------------------
