@@ -21,7 +21,9 @@ from pterefd import hookspecs, log, paths
 from pterefd.cli.group import COMMANDS, cli
 from pterefd.host.host import Host
 from pterefd.host.memory import GroupLimit, Memory
+from pterefd.live.host import LiveHost
 from pterefd.metrics import HostCollector
+from pterefd.metrics_live import LiveCollector
 from pterefd.mm.profile import OPTIONS, PROFILES, Profile, named
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.root import ROOT
@@ -121,15 +123,22 @@ def hooks() -> str:
 
 
 def metrics() -> str:
-    """Every metric that a host without mms has, which is every one."""
+    """Every metric that hosts without mms have, which is every one, and which kinds of host have it."""
     plugins = Plugins()
     plugins.load([paths.share("plugins")])
     host = Host(named("rfc-2022"), memory=Memory(1 << 30, groups=(GroupLimit("web"),)))
-    families = HostCollector(host, Reclaimer(host, plugins, log.get())).collect()
-    head = "| metric | type | labels | what it is |\n| --- | --- | --- | --- |\n"
+    live = LiveHost()
+    found: dict[str, tuple[Metric, list[str]]] = {}
+    for collector, kind in (
+        (HostCollector(host, Reclaimer(host, plugins, log.get())), host.kind),
+        (LiveCollector(live, Reclaimer(live, plugins, log.get())), live.kind),
+    ):
+        for family in collector.collect():
+            found.setdefault(_exposed(family), (family, []))[1].append(kind)
+    head = "| metric | type | labels | host | what it is |\n| --- | --- | --- | --- | --- |\n"
     return head + "".join(
-        f"| `{_exposed(family)}` | {family.type} | {', '.join(_labels(family))} | {family.documentation} |\n"
-        for family in families
+        f"| `{name}` | {family.type} | {', '.join(_labels(family))} | {', '.join(kinds)} | {family.documentation} |\n"
+        for name, (family, kinds) in found.items()
     )
 
 

@@ -48,6 +48,8 @@ class Watermark(Trigger):
             return self.tunables.bytes
         mark = view.host.low if target == "low" else view.host.high
         missing = mark - view.host.free if moment.group is None and mark else moment.bytes
+        if target == "high":
+            missing = max(missing, moment.bytes)  # tasks of a live host may wait although there is more than that
         return max(missing, PAGE)
 
 

@@ -9,9 +9,10 @@ program that reads it, wherever that is installed; after loading all are absolut
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -117,6 +118,32 @@ def _duration(value: Any) -> float:
     return seconds
 
 
+def _interval(value: Any) -> float:
+    seconds = _duration(value)
+    if not 0.1 <= seconds <= 60:
+        raise BadInput("should be a duration from 100ms to 60s")
+    return seconds
+
+
+def _user(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    name = _string(value, "a user's name or number")
+    if name.isdecimal():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise BadInput(f"there is no user {name!r}") from None
+
+
+def _cgroup(value: Any) -> str:
+    path = _string(value, "a path of a cgroup")
+    if not path.startswith(("/", "*")):
+        raise BadInput(f"{path!r} is not a path of a cgroup, such as /system.slice or *.service")
+    return path
+
+
 def _string(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise BadInput(f"{value!r} is not {what}")
@@ -142,6 +169,9 @@ Size = Annotated[int, _told(_size)]
 MemorySize = Annotated[int, _told(_memory)]
 Tunable = Annotated[Any, _told(_tunable)]
 Duration = Annotated[float, _told(_duration)]
+Interval = Annotated[float, _told(_interval)]
+User = Annotated[StrictInt, Field(ge=0, le=(1 << 32) - 2), _told(_user)]
+Cgroup = Annotated[str, _told(_cgroup)]
 Speed = Annotated[float | None, _told(_speed), PlainSerializer(lambda speed: "max" if speed is None else speed)]
 
 
@@ -189,17 +219,34 @@ class VmTable(_Section):
 
 
 class HostSection(_Section):
-    """[host]. memory: bytes of the simulated machine, None: nothing is accounted.  swap: bytes.
+    """[host]. kind: simulated mms, or the processes of this machine.
 
-    zones: what memory consists of; memory may be left out then.
+    memory: bytes of the simulated machine, None: nothing is accounted.  swap: bytes.  zones: what memory consists of;
+    memory may be left out then.
     """
 
+    kind: Literal["simulated", "live"] = "simulated"
     profile: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]*$")] = "rfc-2022"
     memory: MemorySize | None = None
     swap: Size = 0
     zones: tuple[ZoneTable, ...] = ()
     vm: VmTable = Field(default_factory=VmTable)
     seed: Annotated[StrictInt, Field(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class LiveSection(_Section):
+    """[live]: which of this machine's processes are watched, and how. All where pid, comm, cgroup and user are empty.
+
+    comm, cgroup: names and paths, with * ? [] as in a shell; a path without them is with all below it.
+    user: effective uids.  budget: CPU time for scans, in percent of a core.  interval: seconds between looks.
+    """
+
+    pid: tuple[Annotated[StrictInt, Field(ge=1, le=1 << 22)], ...] = ()
+    comm: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    cgroup: tuple[Cgroup, ...] = ()
+    user: tuple[User, ...] = ()
+    budget: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
+    interval: Interval = 1.0
 
 
 class GroupTable(_Section):
@@ -280,6 +327,7 @@ class Config(_Section):
     daemon: DaemonSection = Field(default_factory=DaemonSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
     host: HostSection = Field(default_factory=HostSection)
+    live: LiveSection = Field(default_factory=LiveSection)
     group: tuple[GroupTable, ...] = ()
     replay: ReplaySection = Field(default_factory=ReplaySection)
     mm: tuple[MmSection, ...] = ()
@@ -314,6 +362,13 @@ class Config(_Section):
         return "command line" if key in self._overridden else self._source
 
 
+# What a host of one kind alone has. Of a section all, or these keys.
+_ONLY: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "simulated": {"host": ("profile", "memory", "swap", "zones", "vm"), "replay": None, "group": None, "mm": None},
+    "live": {"live": None},
+}
+
+
 def load(
     path: Path | None = None,
     *,
@@ -325,16 +380,26 @@ def load(
     memory: str | None = None,
     swap: str | None = None,
     workloads: Sequence[dict[str, Any]] = (),
+    live: bool = False,
+    matching: Mapping[str, Sequence[Any]] | None = None,
+    shipped: bool = False,
 ) -> Config:
     """Read a configuration; what the command line gives stands before what the file says.
 
     path: None for the defaults alone.  Arguments that are None, or no traces, leave the file's value;
     paths among them are relative to the working directory.  metrics_address: HOST:PORT or off.
     speed: a factor or "max".  memory: a size, in place of the file's zones, too.  workloads: [[mm]] tables.
-    Traces and workloads stand in place of all traces and [[mm]] tables of the file.  Raises BadInput.
+    Traces and workloads stand in place of all traces and [[mm]] tables of the file.
+    live: a live host.  matching: keys of [live] by name; one without values leaves the file's.
+    shipped: nobody has written the file for this run: what it says of a simulated host is not for a live one.
+    Raises BadInput.
     """
     name = str(path) if path is not None else "configuration"
     given = read(path) if path is not None else {}
+    if live and shipped:
+        given = {
+            section: values for section, values in given.items() if section not in ("host", "group", "replay", "mm")
+        }
     config = _checked(name, given)
     _resolve(given, config, Path.cwd() if path is None else Path(path).absolute().parent)
     overrides: dict[str, dict[str, Any]] = {}
@@ -347,6 +412,8 @@ def load(
         ("host", "memory", memory),
         ("host", "zones", None if memory is None else ()),
         ("host", "swap", swap),
+        ("host", "kind", "live" if live else None),
+        *(("live", key, tuple(values) or None) for key, values in (matching or {}).items()),
     ):
         if value is not None:
             overrides.setdefault(section, {})[key] = value
@@ -358,7 +425,25 @@ def load(
     config._source = name
     keys = {f"{section}.{key}" for section, values in overrides.items() for key in values}
     config._overridden = frozenset(keys | ({"mm"} if traces or workloads else set()))
+    _check_kind(config, given)
     return config
+
+
+def _check_kind(config: Config, given: dict[str, Any]) -> None:
+    """What is given and would have no effect on a host of this kind is told, in one line."""
+    other = "live" if config.host.kind == "simulated" else "simulated"
+    wrong = []
+    for section, keys in _ONLY[other].items():
+        values = given.get(section) or {}
+        if isinstance(values, dict):
+            wrong += [
+                f"{section}.{key}" for key, value in values.items() if (keys is None or key in keys) and value != ()
+            ]
+        else:
+            wrong.append(section)
+    if wrong:
+        where = config.where(wrong[0])
+        raise BadInput(f"{where}: {', '.join(wrong)}: of a {other} host, and host.kind is {config.host.kind}")
 
 
 def _as_text(address: str | tuple[str, int] | None) -> str | None:

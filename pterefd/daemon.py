@@ -6,52 +6,43 @@ mount point. Parts are started from the inside out and stopped the other way rou
 
 from __future__ import annotations
 
-import functools
 import os
-import queue
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from prometheus_client import CollectorRegistry
 
 from pterefd import __version__, config, log, paths, reload
-from pterefd.errors import COMPILER, EXIT_DONE, BadInput, Missing, PterefdError
-from pterefd.host.host import Host
-from pterefd.host.memory import Kill
-from pterefd.host.warm import warm
-from pterefd.metrics import HostCollector, MetricsServer, shown_address
+from pterefd.errors import EXIT_DONE, BadInput, Missing, PterefdError
+from pterefd.metrics import HostCollector, MetricsServer, MmCollector, shown_address
+from pterefd.metrics_live import LiveCollector
 from pterefd.procfs import fuse_impl, mountpoint
 from pterefd.procfs.caller import Callers
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.helped import Helped
+from pterefd.procfs.live_root import live_tree
 from pterefd.procfs.mount import Mount
-from pterefd.procfs.root import proc_tree
 from pterefd.procfs.sys_pterefd import shown_speed
+from pterefd.procfs.tree import Tree
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
 from pterefd.service import Service, Watchdog
-from pterefd.session.conductor import Conductor
-from pterefd.session.machine import memory_of, profile_of
-from pterefd.session.replay import FIRST_PID, Replay
-from pterefd.session.sources import open_sources
 from pterefd.statusline import Status, StatusLine, text
+
+if TYPE_CHECKING:
+    from pterefd.session.replay import Replay
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_SIGNAL_SECONDS = 0.5
 TICK_SECONDS = 0.2
-LOCK_SECONDS = 5.0  # the host's lock is held for about a millisecond at a time
-REPLAY_STOP_SECONDS = 5.0
-# The threads of a replay give way to those that serve: without that a read of the mount takes ten times as long at its
-# 99th percentile where all cores are busy, and half of this does not help (bench/mount_latency.py).
-REPLAY_NICE = 10
 # A thread that waits for Python's lock gets it after this long (5 ms by default): the time that a
 # read of the mount may wait for the replay's or a scrape's Python code.
 SWITCH_SECONDS = 0.0005
@@ -59,6 +50,65 @@ SWITCH_SECONDS = 0.0005
 
 class Stopped(Exception):
     """By a signal, before all had started."""
+
+
+class Works(Protocol):
+    """What runs on a host and moves it: a simulation, or the watch on this machine's processes.
+
+    host: the host.  profile: the rules that its mms live under, "" for the kernel's own.  replays: what feeds it.
+    """
+
+    host: Any
+    profile: str
+    replays: Sequence[Replay]
+
+    @property
+    def example_pid(self) -> int | None:
+        """A pid to try things out on."""
+
+    def about(self) -> dict[str, Any]:
+        """What the log says of it once it runs."""
+
+    def serve(self, reclaimer: Reclaimer) -> None:
+        """Tell the reclaimer of moments. Before start()."""
+
+    def start(self, stopping: threading.Event) -> bool:
+        """Run. False where it was stopped on the way."""
+
+    def stop(self) -> None:
+        """End. May be called at any time, also after a failed start."""
+
+    def check(self) -> None:
+        """Raise what ended a part that should go on."""
+
+    def probes(self, seconds: float) -> dict[str, Callable[[], bool]]:
+        """What a watchdog asks: each may hang, and says False where a part has not moved for seconds."""
+
+    def take_up(self, before: config.Config, now: config.Config) -> None:
+        """Set what differs, of what can be set while it runs."""
+
+
+def make_works(settings: config.Config, plugins: Plugins, logger: Any) -> Works:
+    """What runs on the host that is configured. Raises PterefdError.
+
+    The one kind needs nothing of the other: a live host no compiled kernels.
+    """
+    if settings.host.kind == "live":
+        from pterefd.live.keeper import Keeper
+
+        return Keeper.of(settings, logger)
+    from pterefd.session.simulation import Simulation
+
+    return Simulation(settings, plugins.workloads, logger)
+
+
+def make_tree(kind: str, faces: Faces) -> Tree:
+    """The tree of a host of a kind."""
+    if kind == "live":
+        return live_tree(faces)
+    from pterefd.procfs.root import proc_tree
+
+    return proc_tree(faces)
 
 
 class Daemon:
@@ -72,7 +122,6 @@ class Daemon:
         self.settings = settings
         self.log = logger
         self.stream = stream
-        self.failure: BaseException | None = None
         binding = fuse_impl.load()
         helper = settings.daemon.mount_helper
         if helper is None and settings.daemon.allow_other:
@@ -82,15 +131,10 @@ class Daemon:
         plugins = Plugins()
         with settings.blamed("plugins.directories"):
             plugins.load([paths.share("plugins"), *settings.plugins.directories])
-        sources = open_sources(settings.mms, plugins.workloads, settings.where_mm)
-        with settings.blamed("host.profile"):
-            profile = profile_of(settings.host.profile, sources)
-        with settings.blamed("host"):
-            memory = memory_of(settings.host, settings.group, settings.mms)
-        self.host = Host(profile, seed=settings.host.seed, memory=memory)
+        self.works = make_works(settings, plugins, logger)
         with settings.blamed("plugins"):
             self.reclaimer = Reclaimer(
-                self.host,
+                self.works.host,
                 plugins,
                 logger,
                 policy=settings.plugins.policy,
@@ -101,22 +145,24 @@ class Daemon:
                 deadline=settings.plugins.deadline,
                 failures=settings.plugins.failures,
             )
-        self.replays = [
-            Replay(number, source, self.host, self.reclaimer, speed=settings.replay.speed, hold=settings.replay.hold)
-            for number, source in enumerate(sources)
-        ]
-        self.conductor = Conductor(self.replays, self.host, self.reclaimer)
-        self.collector = HostCollector(
-            self.host, self.reclaimer, self.replays, max_mms=settings.metrics.max_mms, version=__version__
-        )
+        self.works.serve(self.reclaimer)
+        self.collector = self._collector()
         self.reclaimer.on_result(self.collector.observe)
-        self.host.on_kill = self._killed
         self._ready = False
         self.metrics = self._metrics(settings.metrics.address)
-        self.mount = self._mount(binding, profile.name)
-        self._thread = threading.Thread(target=self._replay, name="replay", daemon=True)
-        self._panicked = False
+        self.mount = self._mount(binding)
         self._changing: dict[Path, tuple[int, int]] = {}  # plugin files as they were at the last look
+
+    @property
+    def replays(self) -> Sequence[Replay]:
+        """What runs on a simulated host; nothing on a live one."""
+        return self.works.replays
+
+    def _collector(self) -> MmCollector:
+        most, host = self.settings.metrics.max_mms, self.works.host
+        if self.settings.host.kind == "live":
+            return LiveCollector(host, self.reclaimer, max_mms=most, version=__version__)
+        return HostCollector(host, self.reclaimer, self.replays, max_mms=most, version=__version__)
 
     def _metrics(self, address: tuple[str, int] | None) -> MetricsServer | None:
         registry = CollectorRegistry()
@@ -144,19 +190,19 @@ class Daemon:
             if self.metrics is not None:
                 self.metrics.start()
 
-    def _mount(self, binding: fuse_impl.Binding, profile: str) -> Mount:
+    def _mount(self, binding: fuse_impl.Binding) -> Mount:
         faces = Faces(
-            self.host,
+            self.works.host,
             self.reclaimer,
             self.replays,
             __version__,
-            profile,
+            self.works.profile,
             note=self.log.info,
             callers=Callers(binding.caller),
         )
         helper = self.settings.daemon.mount_helper
         return Mount(
-            proc_tree(faces),
+            make_tree(self.settings.host.kind, faces),
             mountpoint.absolute(self.settings.daemon.mount),
             binding,
             allow_other=self.settings.daemon.allow_other,
@@ -175,40 +221,14 @@ class Daemon:
         self.mount.start()
         if self.metrics is not None:
             self.metrics.start()
-        self._warm(stopping)
+        if not self.works.start(stopping):
+            raise Stopped
         self._ready = True
-        self._thread.start()
-
-    def _warm(self, stopping: threading.Event) -> None:
-        """Load the kernels before there is anything to wait for: that is done under the host's lock.
-
-        At a first start they are compiled, and no signal reaches a thread that is inside the compiler. It cannot be
-        told to stop either, and is left behind.
-        """
-        result: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                warm(self._compiling)
-            except BaseException as error:
-                result.put(error)
-            else:
-                result.put(None)
-
-        threading.Thread(target=work, name=COMPILER, daemon=True).start()
-        while not stopping.is_set():
-            with suppress(queue.Empty):
-                if (error := result.get(timeout=TICK_SECONDS)) is not None:
-                    raise error
-                return
-        raise Stopped
 
     def stop(self) -> None:
-        """End the replays, unmount, free the port. May be called at any time, also after a failed start."""
+        """End what runs, unmount, free the port. May be called at any time, also after a failed start."""
         self._ready = False
-        self.conductor.stop()
-        if self._thread.is_alive():
-            self._thread.join(REPLAY_STOP_SECONDS)
+        self.works.stop()
         if self.mount.mounted and not self.mount.stop():
             self.log.warning("somebody was still inside the mount; it is detached", mount=self.mount.point)
         if self.metrics is not None:
@@ -217,34 +237,9 @@ class Daemon:
     def _fault(self, error: BaseException) -> None:
         self.log.error("fault", exc_info=error)
 
-    def _killed(self, kill: Kill) -> None:
-        self.log.warning("oom-kill", **kill._asdict())
-
-    def _compiling(self) -> None:
-        self.log.info("compiling the kernels, once: two to three minutes")
-
-    def _replay(self) -> None:
-        """The replay's thread; those that it starts inherit how nice it is."""
-        thread = threading.get_native_id()
-        try:
-            try:
-                os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + REPLAY_NICE, 19))
-            except PermissionError as error:  # of a system call filter; reads wait longer then
-                self.log.warning("the replay cannot be made nice", error=error.strerror)
-            self.conductor.run()
-        except BaseException as e:
-            self.failure = e
-
     def check(self) -> None:
         """Raise what ended a part of the daemon that should go on."""
-        alive = self._thread.is_alive()  # asked first: its failure is there before it ends
-        if self.failure is not None:
-            raise self.failure
-        if not alive and (left := [replay.number for replay in self.replays if not replay.ended]):
-            raise RuntimeError(f"the replay's thread is gone, replays {left} are not at their end")
-        if self.host.panicked is not None and not self._panicked:
-            self._panicked = True
-            self.log.error("panic", reason=self.host.panicked)
+        self.works.check()
         if self.mount.ended:
             raise Missing(f"{self.mount.point}: unmounted from outside")
 
@@ -252,8 +247,7 @@ class Daemon:
         """What a watchdog asks of this daemon: each may hang, and says False where a part has not moved for seconds."""
         return {
             "mount": self._mount_answers,
-            "host": lambda: self.host.answers(LOCK_SECONDS),
-            **{f"replay {it.number}": functools.partial(_moves, it, seconds) for it in self.replays},
+            **self.works.probes(seconds),
         }
 
     def _mount_answers(self) -> bool:
@@ -285,7 +279,7 @@ class Daemon:
     # -- what it says -----------------------------------------------------------------------------
     def status(self) -> Status:
         """The numbers of the status line, as last published."""
-        view = self.host.view()
+        view = self.works.host.view()
         first = self.replays[0] if self.replays else None
         return Status(
             mms=len(view.pid),
@@ -297,9 +291,9 @@ class Daemon:
     def hints(self) -> str:
         """What to try, for a person who has just started it."""
         mount = _near(self.mount.point)
-        lines = [f"mounted at {mount}" + ("; try, in another shell:" if self.replays else "")]
-        if self.replays:
-            pid = FIRST_PID + self.replays[0].source.pid_base
+        pid = self.works.example_pid
+        lines = [f"mounted at {mount}" + ("; try, in another shell:" if pid is not None else "")]
+        if pid is not None:
             lines += [
                 f"    cat {mount}/{pid}/reclaimable_pt_bytes        # bytes of page tables that could be freed now",
                 f"    echo {pid} > {mount}/sys/vm/free_ptes         # free them",
@@ -317,10 +311,6 @@ def _near(path: str | Path) -> str:
     """As it is written from the working directory, where it lies below that."""
     near = os.path.relpath(path)
     return str(path) if near.startswith("..") else near
-
-
-def _moves(replay: Replay, seconds: float) -> bool:
-    return replay.stalled_seconds <= seconds
 
 
 def run(
@@ -350,10 +340,10 @@ def run(
             service.status("mounting, loading the kernels")  # which are compiled at a first start: minutes
             daemon.start(stopping)
             print(daemon.hints(), end="", file=sys.stdout if out is None else out, flush=True)
-            logger.info("started", mount=daemon.mount.point, profile=settings.host.profile, traces=len(daemon.replays))
+            logger.info("started", mount=daemon.mount.point, **daemon.works.about())
             service.ready()
             watchdog.start()
-            if not daemon.replays:
+            if settings.host.kind == "simulated" and not daemon.replays:
                 logger.warning("nothing to run: no [[mm]], no traces", config=settings.where("mm"))
             if started is not None:
                 started(daemon)

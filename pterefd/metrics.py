@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePath
 from socket import AF_INET, AF_INET6
 from socketserver import TCPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,6 @@ from prometheus_client.registry import Collector
 
 from pterefd.errors import Missing
 from pterefd.names import printable
-from pterefd.session.replay import ENDED, HELD, PAUSED, RUNNING
 
 if TYPE_CHECKING:
     from pterefd.hookspecs import ReclaimResult
@@ -73,7 +72,6 @@ MM_GAUGES = (
 OTHER = "other"
 USES = ("total", "free", "anon", "file", "shmem", "pgtables")
 OUTCOMES = ("done", "partly", "nothing", "failed")
-STATES = (RUNNING, PAUSED, HELD, ENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +103,26 @@ REPLAY_GAUGES = (
 )
 
 
-class HostCollector(Collector):
-    """What a scrape sees of a host, its reclaimer and its replays.
+class Shown(Protocol):
+    """A host, as far as every kind is shown alike."""
+
+    @property
+    def kind(self) -> str:
+        """simulated or live"""
+
+    def snapshot(self) -> Any:
+        """All mms, their names and the host's memory, of one publication: as host.Snapshot."""
+
+
+class MmCollector(Collector):
+    """What a scrape sees of a host and its reclaimer, whatever the host.
 
     max_mms: mms with series of their own.  What mms, groups and the host hold is of one publication.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        reclaimer: Reclaimer,
-        replays: Sequence[Replay] = (),
-        *,
-        max_mms: int = 100,
-        version: str = "0",
-    ) -> None:
-        self._host = host
+    def __init__(self, host: Shown, reclaimer: Reclaimer, *, max_mms: int = 100, version: str = "0") -> None:
+        self._shown = host
         self._reclaimer = reclaimer
-        self._replays = replays
         self.max_mms = max_mms
         self._version = version
         self._durations = Durations()
@@ -132,19 +132,31 @@ class HostCollector(Collector):
         self._durations.add(result.seconds)
 
     def collect(self) -> Iterator[Metric]:
-        kind = self._host.kind
-        snapshot = self._host.snapshot()
+        kind = self._shown.kind
+        snapshot = self._shown.snapshot()
         yield InfoMetricFamily("pterefd_build", "The daemon that runs.", {"version": self._version, "host_kind": kind})
-        yield _gauge("pterefd_host_mms", "Mms on the host.", (), kind, {(): snapshot.mms})
+        yield gauge_of("pterefd_host_mms", "Mms on the host.", (), kind, {(): snapshot.mms})
         yield from self._mms(snapshot, kind)
         yield from self._memory(snapshot, kind)
         yield from self._reclaims(kind)
         yield from self._plugins(kind)
-        yield from self._replay(kind)
+        yield from self._of_kind(snapshot, kind)
 
-    def _mms(self, snapshot: Snapshot, host_kind: str) -> Iterator[Metric]:
+    def _of_kind(self, snapshot: Any, kind: str) -> Iterator[Metric]:
+        """What a host of one kind alone has."""
+        raise NotImplementedError
+
+    def _split(self, view: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Rows of mms with series of their own, and of the rest."""
+        return split(view.reclaimable_bytes, view.pgtables_bytes, self.max_mms)
+
+    def _known(self, view: Any, name: str) -> npt.NDArray[np.bool_]:
+        """bool[n]: of which mms a column is known."""
+        return np.ones(len(getattr(view, name)), dtype=np.bool_)
+
+    def _mms(self, snapshot: Any, host_kind: str) -> Iterator[Metric]:
         view = snapshot.view
-        own, rest = split(view.reclaimable_bytes, view.pgtables_bytes, self.max_mms)
+        own, rest = self._split(view)
         labels = [[str(pid), printable(snapshot.comm(pid)), host_kind] for pid in view.pid[own].tolist()]
         if len(rest):
             labels.append([OTHER, OTHER, host_kind])
@@ -153,14 +165,15 @@ class HostCollector(Collector):
             family = GaugeMetricFamily(gauge.name, gauge.help, labels=names)
             for kind, name in gauge.columns.items():
                 column = getattr(view, name)
+                known = [*self._known(view, name)[own].tolist(), True]
                 values = column[own].tolist() + ([int(column[rest].sum())] if len(rest) else [])
-                for label, value in zip(labels, values, strict=True):
-                    family.add_metric([*label, kind] if kind else label, value)
+                for label, value, is_known in zip(labels, values, known, strict=False):
+                    if is_known:
+                        family.add_metric([*label, kind] if kind else label, value)
             yield family
 
-    def _memory(self, snapshot: Snapshot, kind: str) -> Iterator[Metric]:
-        """What the host and its groups hold, and what came of it; nothing where no memory is accounted."""
-        host = self._host
+    def _memory(self, snapshot: Any, kind: str) -> Iterator[Metric]:
+        """What the host holds, nothing where no memory is accounted."""
         if not snapshot.usages:
             return
         usage = snapshot.usages[""]
@@ -184,29 +197,7 @@ class HostCollector(Collector):
                 {"min": usage.min, "low": usage.low, "high": usage.high},
             ),
         ):
-            yield _gauge(name, help, (label,), kind, values)
-        held = {
-            (group, state): number
-            for group, usage in snapshot.usages.items()
-            if group
-            for state, number in {**{use: getattr(usage, use) for use in USES[2:]}, "limit": usage.limit}.items()
-        }
-        yield _gauge(
-            "pterefd_group_memory_bytes",
-            "Memory of a group, and its limit, 0 for none.",
-            ("group", "state"),
-            kind,
-            held,
-        )
-        kills = Counter(kill.group for kill in host.kills)
-        named: dict[str, float] = {group: kills[group] for group in snapshot.usages}
-        yield _counter(
-            "pterefd_oom_kills", "Kills of the OOM killer, by the group at its limit.", ("group",), kind, named
-        )
-        yield _counter("pterefd_vmstat", "What /proc/vmstat counts, by its names.", ("name",), kind, host.vmstat)
-        yield _counter(
-            "pterefd_lost_events", "Events of mms that were killed, or mappings refused.", (), kind, {(): host.lost}
-        )
+            yield gauge_of(name, help, (label,), kind, values)
 
     def _reclaims(self, kind: str) -> Iterator[Metric]:
         """Series that may come are there, at 0, before their first act: what begins at 1 has no increase to see."""
@@ -218,14 +209,14 @@ class HostCollector(Collector):
         for trigger, policy in served:
             policies.add_metric([trigger, policy], {"host_kind": kind})
         yield policies
-        yield _counter(
+        yield counter_of(
             "pterefd_reclaimed_pt_bytes",
             "PTE pages freed, by trigger, policy and kind (empty, zero, mixed).",
             ("trigger", "policy", "kind"),
             kind,
             {(*pair, freed): 0 for pair in served for freed in ("empty", "zero")} | dict(reclaimer.totals),
         )
-        yield _counter(
+        yield counter_of(
             "pterefd_reclaim_runs",
             "Acts of reclaim, by outcome: done, partly, nothing, failed.",
             ("trigger", "policy", "outcome"),
@@ -238,21 +229,14 @@ class HostCollector(Collector):
         )
         family.add_metric([kind], buckets, total)
         yield family
-        yield _counter(
-            "pterefd_made_again_pt_bytes",
-            "PTE pages that were freed, short of an munmap, and had to be made again: what reclaim came too early for.",
-            (),
-            kind,
-            {(): self._host.made_again_bytes},
-        )
 
     def _plugins(self, kind: str) -> Iterator[Metric]:
         reclaimer = self._reclaimer
         names = dict.fromkeys([*reclaimer.available_policies(), *reclaimer.available_triggers()], 0)
         errors = names | dict(reclaimer.plugin_errors)
-        yield _counter("pterefd_plugin_errors", "Errors that plugins raised.", ("plugin",), kind, errors)
+        yield counter_of("pterefd_plugin_errors", "Errors that plugins raised.", ("plugin",), kind, errors)
         aside = dict.fromkeys(reclaimer.put_aside(), 1)
-        yield _gauge(
+        yield gauge_of(
             "pterefd_plugin_put_aside",
             "1 for each plugin that failed too often and is not called any more.",
             ("kind", "plugin"),
@@ -260,12 +244,70 @@ class HostCollector(Collector):
             aside,
         )
 
+
+class HostCollector(MmCollector):
+    """What a scrape sees of a simulated host, its reclaimer and its replays."""
+
+    def __init__(
+        self,
+        host: Host,
+        reclaimer: Reclaimer,
+        replays: Sequence[Replay] = (),
+        *,
+        max_mms: int = 100,
+        version: str = "0",
+    ) -> None:
+        super().__init__(host, reclaimer, max_mms=max_mms, version=version)
+        self._host = host
+        self._replays = replays
+
+    def _of_kind(self, snapshot: Any, kind: str) -> Iterator[Metric]:
+        yield from self._accounts(snapshot, kind)
+        yield counter_of(
+            "pterefd_made_again_pt_bytes",
+            "PTE pages that were freed, short of an munmap, and had to be made again: what reclaim came too early for.",
+            (),
+            kind,
+            {(): self._host.made_again_bytes},
+        )
+        yield from self._replay(kind)
+
+    def _accounts(self, snapshot: Snapshot, kind: str) -> Iterator[Metric]:
+        """What the groups hold, and what came of it; nothing where no memory is accounted."""
+        host = self._host
+        if not snapshot.usages:
+            return
+        held = {
+            (group, state): number
+            for group, usage in snapshot.usages.items()
+            if group
+            for state, number in {**{use: getattr(usage, use) for use in USES[2:]}, "limit": usage.limit}.items()
+        }
+        yield gauge_of(
+            "pterefd_group_memory_bytes",
+            "Memory of a group, and its limit, 0 for none.",
+            ("group", "state"),
+            kind,
+            held,
+        )
+        kills = Counter(kill.group for kill in host.kills)
+        named: dict[str, float] = {group: kills[group] for group in snapshot.usages}
+        yield counter_of(
+            "pterefd_oom_kills", "Kills of the OOM killer, by the group at its limit.", ("group",), kind, named
+        )
+        yield counter_of("pterefd_vmstat", "What /proc/vmstat counts, by its names.", ("name",), kind, host.vmstat)
+        yield counter_of(
+            "pterefd_lost_events", "Events of mms that were killed, or mappings refused.", (), kind, {(): host.lost}
+        )
+
     def _replay(self, kind: str) -> Iterator[Metric]:
+        from pterefd.session.replay import STATES  # with it comes the engine
+
         labels = {(str(replay.number), printable(PurePath(replay.name).name)): replay for replay in self._replays}
         events = dict(self._host.events_total)
-        yield _counter("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
+        yield counter_of("pterefd_replay_events", "Events replayed, by op.", ("op",), kind, events)
         states = {(*label, state): float(replay.state == state) for label, replay in labels.items() for state in STATES}
-        yield _gauge(
+        yield gauge_of(
             "pterefd_replay_state",
             "1 for the state that the replay is in, 0 for the others: running, paused, held or ended.",
             ("replay", "source", "state"),
@@ -275,7 +317,7 @@ class HostCollector(Collector):
         for gauge in REPLAY_GAUGES:
             found = {label: gauge.value(replay) for label, replay in labels.items()}
             known = {label: value for label, value in found.items() if value is not None}
-            yield _gauge(gauge.name, gauge.help, ("replay", "source"), kind, known)
+            yield gauge_of(gauge.name, gauge.help, ("replay", "source"), kind, known)
 
 
 class Durations:
@@ -318,13 +360,13 @@ def split(
     return own[np.argsort(-key[own], kind="stable")], rest
 
 
-def _counter(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
+def counter_of(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
     """A counter with `host_kind` after its labels. values: by label value, or by tuple of them."""
     return _filled(CounterMetricFamily(name, help, labels=[*labels, "host_kind"]), kind, values)
 
 
-def _gauge(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
-    """A gauge, as _counter()."""
+def gauge_of(name: str, help: str, labels: tuple[str, ...], kind: str, values: Mapping[Any, float]) -> Metric:
+    """A gauge, as counter_of()."""
     return _filled(GaugeMetricFamily(name, help, labels=[*labels, "host_kind"]), kind, values)
 
 

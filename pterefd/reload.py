@@ -8,7 +8,7 @@ were looked for before are apart from that: they are as they are, and taken up w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pterefd import log, paths
@@ -16,14 +16,17 @@ from pterefd.config import Config
 from pterefd.errors import PterefdError
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.seats import Seats
-from pterefd.session.machine import memory_of, profile_of
-from pterefd.session.sources import open_sources
 
 if TYPE_CHECKING:
-    from pterefd.host.host import Host
-    from pterefd.metrics import HostCollector
+    from pterefd.metrics import MmCollector
     from pterefd.reclaim.reclaimer import Reclaimer
-    from pterefd.session.replay import Replay
+
+
+class Works(Protocol):
+    """What runs on the host."""
+
+    def take_up(self, before: Config, now: Config) -> None:
+        """Set what differs, of what can be set while it runs."""
 
 
 class Running(Protocol):
@@ -32,12 +35,11 @@ class Running(Protocol):
     settings: Config
     log: Any
     stream: log.Stream | None
-    host: Host
     reclaimer: Reclaimer
-    collector: HostCollector
+    collector: MmCollector
 
     @property
-    def replays(self) -> Sequence[Replay]:
+    def works(self) -> Works:
         """What runs on the host."""
 
     def serve_metrics(self, address: tuple[str, int] | None) -> None:
@@ -48,6 +50,7 @@ Take = Callable[["Running", Config, Config], None]  # daemon, configuration befo
 
 # What a restart takes, and why.
 RESTART = {
+    "host.kind": "the host is of that kind",
     "daemon.mount": "it is mounted",
     "daemon.allow_other": "an option of the mount",
     "daemon.mount_helper": "it has mounted",
@@ -75,17 +78,8 @@ def _max_mms(daemon: Running, _: Config, now: Config) -> None:
     daemon.collector.max_mms = now.metrics.max_mms
 
 
-def _vm(daemon: Running, before: Config, now: Config) -> None:
-    if daemon.host.memory is None:
-        return
-    for name, value in now.host.vm.model_dump().items():
-        if value != getattr(before.host.vm, name):
-            daemon.host.set_knob(name, value)
-
-
-def _speed(daemon: Running, _: Config, now: Config) -> None:
-    for replay in daemon.replays:
-        replay.set_speed(now.replay.speed)
+def _works(daemon: Running, before: Config, now: Config) -> None:
+    daemon.works.take_up(before, now)
 
 
 def _policy(daemon: Running, _: Config, now: Config) -> None:
@@ -153,8 +147,14 @@ TAKEN: dict[str, Take] = {
     "metrics.max_mms": _max_mms,
     "daemon.log_format": _log,
     "daemon.log_level": _log,
-    "host.vm": _vm,
-    "replay.speed": _speed,
+    "host.vm": _works,
+    "replay.speed": _works,
+    "live.pid": _works,
+    "live.comm": _works,
+    "live.cgroup": _works,
+    "live.user": _works,
+    "live.budget": _works,
+    "live.interval": _works,
     "plugins.directories": _directories,
     "plugins.policies": _policies,
     "plugins.trigger": _trigger,
@@ -201,6 +201,11 @@ def check(settings: Config, *, sources: bool) -> None:
             policies.known(name)
         for name in (*section.triggers, *section.policies_by_trigger()):
             triggers.known(name)
+    if settings.host.kind == "live":
+        return
+    from pterefd.session.machine import memory_of, profile_of  # with them comes the engine
+    from pterefd.session.sources import open_sources
+
     with settings.blamed("host"):
         memory_of(settings.host, settings.group, settings.mms)
     with settings.blamed("host.profile"):

@@ -25,6 +25,7 @@ from pterefd import config, daemon
 from pterefd.errors import EXIT_BAD_INPUT, EXIT_MISSING, BadInput
 from pterefd.host.warm import warm
 from pterefd.procfs import mountpoint
+from pterefd.session import simulation
 from tests.house import AT, EVENTS, SPAN, fault, mmap, write_trace
 from tests.reclaim.built import plugin, policy
 
@@ -707,6 +708,11 @@ def settings_of(tmp_path: Path, mnt: Path) -> config.Config:
     )
 
 
+def works_of(one: daemon.Daemon) -> simulation.Simulation:
+    assert isinstance(one.works, simulation.Simulation)
+    return one.works
+
+
 def test_run_until_an_event(tmp_path: Path, mnt: Path) -> None:
     out, err, stop = StringIO(), StringIO(), threading.Event()
     seen: list[daemon.Daemon] = []
@@ -738,13 +744,13 @@ def test_it_says_that_kernels_are_compiled(tmp_path: Path, mnt: Path, monkeypatc
     for err in errs:
         stop.clear()
         assert daemon.run(settings, stop_event=stop, out=StringIO(), err=err, started=lambda _: stop.set()) == 0
-        monkeypatch.setattr(daemon, "warm", lambda compiling: compiling())
+        monkeypatch.setattr(simulation, "warm", lambda compiling: compiling())
     assert [err.getvalue().count("compiling the kernels, once: two to three minutes") for err in errs] == [0, 1]
 
 
 def test_what_a_replay_raises_ends_the_daemon(tmp_path: Path, mnt: Path) -> None:
     def started(one: daemon.Daemon) -> None:
-        one.failure = BadInput("trace: broken")
+        works_of(one).failure = BadInput("trace: broken")
 
     with pytest.raises(BadInput, match="trace: broken"):
         daemon.run(settings_of(tmp_path, mnt), out=StringIO(), err=StringIO(), started=started)
@@ -756,7 +762,7 @@ def test_a_replay_that_nobody_runs_any_more_ends_the_daemon(tmp_path: Path, mnt:
 
     def started(one: daemon.Daemon) -> None:
         assert one.replays[0].state != "ended"
-        one.conductor.stop()
+        works_of(one).conductor.stop()
 
     with pytest.raises(RuntimeError, match=r"replay's thread is gone, replays \[0\] are not at their end"):
         daemon.run(settings_of(tmp_path, mnt), out=StringIO(), err=StringIO(), started=started)

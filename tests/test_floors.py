@@ -39,6 +39,7 @@ RANK = {
     "procfs": 6,
     "metrics": 6,
     "statusline": 6,
+    "metrics_live": 7,
     "mounthelper": 7,
     "reload": 7,
     "shell": 7,
@@ -59,7 +60,7 @@ ONLY_IN = {
     "fuse": ("pterefd/procfs/fuse_impl.py",),  # the binding is chosen in one place
     "mfusepy": ("pterefd/procfs/fuse_impl.py",),
     "fusepy": ("pterefd/procfs/fuse_impl.py",),
-    "prometheus_client": ("pterefd/metrics.py", "pterefd/daemon.py"),
+    "prometheus_client": ("pterefd/metrics.py", "pterefd/metrics_live.py", "pterefd/daemon.py"),
     "sdnotify": ("pterefd/service.py",),
     "matplotlib": ("pterefd/session/plots.py",),
     "distributed": ("pterefd/session/cluster.py",),  # an extra: whoever asks for no scheduler does without

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from pterefd import paths
-from pterefd.cli.options import FILE, parameters
+from pterefd import paths, quantities
+from pterefd.cli.options import FILE, Quantity, parameters
 
 
 @click.command("run")
@@ -28,6 +28,11 @@ from pterefd.cli.options import FILE, parameters
 @click.option("--profile", metavar="P", help="Which kernel's rules the mms live under (docs/profiles.md).")
 @click.option("--memory", metavar="SIZE", help="Of the host, which accounts none without it.")
 @click.option("--swap", metavar="SIZE", help="Of the host; needs memory.")
+@click.option("--live", is_flag=True, help="Watch this machine's own processes instead (docs/live.md).")
+@click.option("--pid", "pids", type=Quantity("pid", quantities.pid), multiple=True, help="Of these pids; repeatable.")
+@click.option("--comm", "comms", metavar="NAME", multiple=True, help="... names, with * and ?; repeatable.")
+@click.option("--cgroup", "cgroups", metavar="PATH", multiple=True, help="... cgroups and those below; repeatable.")
+@click.option("--user", "users", metavar="USER", multiple=True, help="... users; repeatable.")
 def command(
     file: Path | None,
     traces: tuple[Path, ...],
@@ -38,10 +43,16 @@ def command(
     profile: str | None,
     memory: str | None,
     swap: str | None,
+    live: bool,
+    pids: tuple[int, ...],
+    comms: tuple[str, ...],
+    cgroups: tuple[str, ...],
+    users: tuple[str, ...],
 ) -> int | None:
     """Run the daemon: replay traces, run workloads, mount the tree, serve the metrics, until Ctrl-C or SIGTERM.
 
-    What is given here stands before what the configuration says.
+    What is given here stands before what the configuration says. With --live it replays nothing: its mms are the
+    processes of this machine, all of them or those that match.
     """
     from pterefd import config
 
@@ -56,6 +67,9 @@ def command(
         profile=profile,
         memory=memory,
         swap=swap,
+        live=live,
+        matching={"pid": pids, "comm": comms, "cgroup": cgroups, "user": users},
+        shipped=file is None,
     )
     settings = load()
     # The daemon brings numba with it, which takes longer to load than a bad configuration to be told.

@@ -96,10 +96,10 @@ class Published:
 
     def usage_of(self, group: str) -> Usage:
         """What the processes of a cgroup hold, each by itself: what they share counts for each. KeyError."""
-        if group not in self.groups:
+        members = [one.facts for one in self.in_group(group)]
+        if not members:
             raise KeyError(group)
         limit = self.limits.get(group, 0)
-        members = [one.facts for one in self.in_group(group)]
         total = limit or self.usage.total
         sums = {name: sum(getattr(one, name) for one in members) for name in ("anon", "file", "shmem", "vm_pte")}
         return Usage(
@@ -114,7 +114,7 @@ class Published:
 
 
 class Snapshot(NamedTuple):
-    """One publication, for the metrics. mms: how many.  usages: the machine's, as ""."""
+    """One publication, for the metrics. mms: how many.  usages: the machine's, as "", where it is shown."""
 
     view: LiveView
     mms: int
@@ -150,7 +150,7 @@ class LiveHost:
         """
         self.watch = watch or Watch()
         self._freer = freer
-        self._proc = proc
+        self.proc = proc
         self._limit_of = limit_of
         self._began = self.watch.clock()
         self._watching = threading.Lock()
@@ -175,7 +175,7 @@ class LiveHost:
         rows = {one.pid: _row(one, before, time_ns, self._freed[one.identity]) for one in found}
         groups = {one.cgroup for one in found} - {""}
         limits = {group: limit for group in groups if (limit := self._limit_of(group))}
-        self._published = Published(now, time_ns, rows, read_usage(self._proc), limits)
+        self._published = Published(now, time_ns, rows, read_usage(self.proc), limits)
 
     # ---- what was published last ----------------------------------------------------------------
 
@@ -245,7 +245,8 @@ class LiveHost:
         """All processes and the machine's memory, of one publication."""
         published = self._published
         view = LiveView(published, self.time_ns, self._random)
-        return Snapshot(view, len(published.rows), published, {"": published.usage})
+        usages = {"": published.usage} if published.usage.total else {}
+        return Snapshot(view, len(published.rows), published, usages)
 
     # ---- freeing --------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from pterefd.config import LiveSection
 from pterefd.live import procmem
 from pterefd.live.scan import read_cgroup
 
@@ -24,6 +25,11 @@ class Match:
     comms: tuple[str, ...] = ()
     cgroups: tuple[str, ...] = ()
     users: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, section: LiveSection) -> Match:
+        """As [live] says."""
+        return cls(frozenset(section.pid), section.comm, section.cgroup, frozenset(section.user))
 
     def __call__(self, pid: int, status: procmem.Status) -> bool:
         """Whether a process is wanted. What costs a read comes last."""

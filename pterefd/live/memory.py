@@ -48,16 +48,14 @@ def parse_zones(text: str) -> list[Zone]:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str, list[str]]]:
-    """(node, zone, lines) of each zone, those of its pagesets left out: they have a `high`, too."""
-    node, name, block, counting = 0, "", list[str](), False
+    """(node, zone, lines) of each zone."""
+    node, name, block = 0, "", list[str]()
     for line in text.splitlines():
         if match := _ZONE.match(line):
             if name:
                 yield node, name, block
-            node, name, block, counting = int(match[1]), match[2], [], True
-        elif line.startswith("  pagesets"):
-            counting = False
-        elif counting:
+            node, name, block = int(match[1]), match[2], []
+        else:
             block.append(line)
     if name:
         yield node, name, block
@@ -97,8 +95,11 @@ def read_zones(proc: Path = PROC) -> list[Zone]:
 
 
 def read_usage(proc: Path = PROC) -> Usage:
-    """Memory of this machine; marks summed over its zones, 0 where zoneinfo may not be read."""
-    info = parse_meminfo((proc / "meminfo").read_text())
+    """Memory of this machine, its marks summed over the zones; 0 where the files are not shown."""
+    try:
+        info = parse_meminfo((proc / "meminfo").read_text())
+    except OSError:
+        return Usage()
     zones = read_zones(proc)
     return Usage(
         total=info["MemTotal"],

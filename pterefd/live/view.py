@@ -147,6 +147,17 @@ class LiveView(ArrayView):
         since = self._time_ns - self._published.time_ns
         return self.numbers(lambda row: -1 if row.process.use is None else since + self._published.age_ns(row))
 
+    @column
+    def scanned(self) -> npt.NDArray[np.bool_]:
+        """bool[n], whether there was a scan."""
+        return np.fromiter((row.process.use is not None for row in self._rows), dtype=np.bool_, count=len(self._rows))
+
+    @column
+    def tells_zero(self) -> npt.NDArray[np.bool_]:
+        """bool[n], whether it told zero pages."""
+        told = (row.process.use is not None and row.process.use.zero is not None for row in self._rows)
+        return np.fromiter(told, dtype=np.bool_, count=len(self._rows))
+
     def comm(self, pid: int) -> str:
         """The name of the mm's process."""
         return self._published.rows[pid].process.comm

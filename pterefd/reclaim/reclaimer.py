@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from pterefd.errors import BadInput, NoSuchMm
+from pterefd.errors import BadInput, NoSuchMm, Refused
 from pterefd.hookspecs import Cause, Choice, Kinds, Moment, ReclaimRequest, ReclaimResult, Tunables, View
 from pterefd.reclaim.guard import Abandoned, Plugin, Watch, guarded, has_own, plain
 from pterefd.reclaim.plugins import OBSERVER, Plugins
@@ -72,7 +72,7 @@ class Reclaimable(Protocol):
         """The host now, for one decision of a plugin: as ArrayView takes them."""
 
     def free_ptes(self, pid: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int, int]:
-        """Free up to nbytes (None: all) in one mm; bytes freed: empty, zero, mixed. NoSuchMm."""
+        """Free up to nbytes (None: all) in one mm; bytes freed: empty, zero, mixed. NoSuchMm, Refused."""
 
 
 @dataclass
@@ -89,6 +89,7 @@ class _Act:
     policy: str = ""
     freed: list[tuple[int, int]] = field(default_factory=list)
     sums: Counter[str] = field(default_factory=Counter)
+    refused: Refused | None = None
     result: ReclaimResult | None = None
     to_tell: list[tuple[Plugin, Callable[[ReclaimResult], object]]] | None = None
 
@@ -357,15 +358,25 @@ class Reclaimer:
     def free_ptes(self, pid: int | None) -> ReclaimResult | None:
         """Somebody wrote pid to sys/vm/free_ptes; None: every mm. NoSuchMm for a pid without an mm.
 
-        Returns what was freed; None where no trigger answers (on_demand is not among the active ones).
+        Returns what was freed; None where no trigger answers (on_demand is not among the active ones). Refused where
+        the host would free none of what was chosen.
         """
         if pid is not None:
             self._host.process(pid)
-        return self.moment(Moment(Cause.WRITE, self._host.time_ns, pid=pid))
+        return self._asked(Moment(Cause.WRITE, self._host.time_ns, pid=pid))
 
     def reclaim(self, nbytes: int) -> ReclaimResult | None:
-        """Somebody wrote bytes to sys/vm/pt_reclaim/reclaim. None where no trigger answers."""
-        return self.moment(Moment(Cause.RECLAIM, self._host.time_ns, bytes=nbytes))
+        """Somebody wrote bytes to sys/vm/pt_reclaim/reclaim. None where no trigger answers. Refused, as free_ptes()."""
+        return self._asked(Moment(Cause.RECLAIM, self._host.time_ns, bytes=nbytes))
+
+    def _asked(self, moment: Moment) -> ReclaimResult | None:
+        """A moment that somebody waits for."""
+        act = self._act(moment)
+        if act is None:
+            return None
+        if act.refused is not None and not act.bytes:
+            raise act.refused
+        return act.result
 
     def pressure(self, cause: Cause, group: str | None, nbytes: int) -> int:
         """Memory of the host, or of a group, is short by nbytes: Cause.LOW or Cause.OOM. Returns bytes freed."""
@@ -386,6 +397,10 @@ class Reclaimer:
 
     def moment(self, moment: Moment) -> ReclaimResult | None:
         """Put a moment to the triggers; the first that answers with a request is served."""
+        act = self._act(moment)
+        return None if act is None else act.result
+
+    def _act(self, moment: Moment) -> _Act | None:
         aside = self._conduct.aside
         if not self._answering[moment.cause]:
             return None
@@ -394,7 +409,7 @@ class Reclaimer:
             act = _Act(moment, time.perf_counter(), self._decisions, to_ask)
             self._decisions += 1
             guarded(lambda watch: self._steps(act, watch), self._deadline, self._failed)
-        return act.result
+        return act
 
     def _steps(self, act: _Act, watch: Watch) -> None:
         """The act from where it stands to its end."""
@@ -416,7 +431,7 @@ class Reclaimer:
             if self._serve(act, watch):
                 act.result = self._result(act)
         if act.to_tell is None:
-            self._note(act.result)
+            self._note(act.result, act.refused)
             act.to_tell = list(self._listeners(act))
         while act.to_tell:
             plugin, function = act.to_tell.pop(0)
@@ -475,6 +490,9 @@ class Reclaimer:
                     if not view.shown(pid) and pid != act.request.pid:
                         raise  # the policy made it up
                     continue  # it ended since the policy looked
+                except Refused as error:
+                    act.refused = error
+                    continue
                 act.sums.update(empty=empty, zero=zero, mixed=mixed)
                 if empty + zero + mixed:
                     act.freed.append((pid, empty + zero + mixed))
@@ -556,7 +574,7 @@ class Reclaimer:
         if aside:
             self._log.error("plugin put aside", kind=kind, plugin=name)
 
-    def _note(self, result: ReclaimResult) -> None:
+    def _note(self, result: ReclaimResult, refused: Refused | None) -> None:
         """Count and log one act."""
         kinds = {"empty": result.empty_bytes, "zero": result.zero_bytes, "mixed": result.mixed_bytes}
         for kind, number in kinds.items():
@@ -566,6 +584,8 @@ class Reclaimer:
         more: dict[str, Any] = {"mixed_bytes": result.mixed_bytes} if Kinds.MIXED in result.request.kinds else {}
         about: dict[str, Any] = {"pid": result.request.pid, "group": result.request.group}
         more |= {key: value for key, value in about.items() if value is not None}
+        if refused is not None:
+            more["refused"] = str(refused)
         self._log.info(
             "reclaimed",
             trigger=result.trigger,

@@ -20,7 +20,7 @@ from pterefd.source.source import Source
 if TYPE_CHECKING:
     from pterefd.reclaim.reclaimer import Reclaimer
 
-RUNNING, PAUSED, HELD, ENDED = "running", "paused", "held", "ended"
+STATES = RUNNING, PAUSED, HELD, ENDED = "running", "paused", "held", "ended"
 FIRST_PID = 1
 MOST_EVENTS = 65536  # before it is looked whether it shall pause
 
