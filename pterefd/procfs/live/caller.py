@@ -44,7 +44,7 @@ class LiveCallers(Callers):
 
     def __init__(self, context: Callable[[], tuple[int, int, int]], proc: str = "/proc") -> None:
         super().__init__(context, proc)
-        self._actor = Actor()
+        self.actor = Actor()
         self._namespaces = PidNamespaces(proc)
         self._user_namespace = self._users("self")
 
@@ -102,7 +102,7 @@ class LiveCallers(Callers):
         if caller.own.level:
             assert caller.namespace is not None
             return self._namespaces.processes(caller.namespace, caller.own.level)
-        with self._actor.acting(caller.credentials):  # hidepid
+        with self.actor.acting(caller.credentials):  # hidepid
             names = os.listdir(self.proc)
         return {int(name): int(name) for name in names if name.isdecimal()}
 
@@ -150,7 +150,7 @@ class LiveCallers(Callers):
             elif name == "timerslack_ns":
                 also |= 1 << CAP_SYS_NICE
             credentials = replace(credentials, capabilities=credentials.capabilities | also)
-        with self._actor.acting(credentials):
+        with self.actor.acting(credentials):
             yield
 
     def again(self, task: Task) -> Task:
