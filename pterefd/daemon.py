@@ -28,8 +28,7 @@ from pterefd.procfs import fuse_impl, mountpoint
 from pterefd.procfs.caller import Callers
 from pterefd.procfs.faces import Faces
 from pterefd.procfs.helped import Helped
-from pterefd.procfs.live_root import live_tree
-from pterefd.procfs.mount import Mount
+from pterefd.procfs.mount import CACHE_SECONDS, Mount
 from pterefd.procfs.sys_pterefd import shown_speed
 from pterefd.procfs.tree import Tree
 from pterefd.reclaim.plugins import Plugins
@@ -100,15 +99,6 @@ def make_works(settings: config.Config, plugins: Plugins, logger: Any) -> Works:
     from pterefd.session.simulation import Simulation
 
     return Simulation(settings, plugins.workloads, logger)
-
-
-def make_tree(kind: str, faces: Faces) -> Tree:
-    """The tree of a host of a kind."""
-    if kind == "live":
-        return live_tree(faces)
-    from pterefd.procfs.root import proc_tree
-
-    return proc_tree(faces)
 
 
 class Daemon:
@@ -191,25 +181,33 @@ class Daemon:
                 self.metrics.start()
 
     def _mount(self, binding: fuse_impl.Binding) -> Mount:
-        faces = Faces(
-            self.works.host,
-            self.reclaimer,
-            self.replays,
-            __version__,
-            self.works.profile,
-            note=self.log.info,
-            callers=Callers(binding.caller),
-        )
+        live = self.settings.host.kind == "live"
         helper = self.settings.daemon.mount_helper
         return Mount(
-            make_tree(self.settings.host.kind, faces),
+            self._live_tree(binding) if live else self._tree(binding),
             mountpoint.absolute(self.settings.daemon.mount),
             binding,
             allow_other=self.settings.daemon.allow_other,
             helped=Helped(helper) if helper is not None else None,
             caller=log.caller,
             fault=self._fault,
+            name_seconds=0.0 if live else CACHE_SECONDS,
         )
+
+    def _tree(self, binding: fuse_impl.Binding) -> Tree:
+        from pterefd.procfs.root import proc_tree
+
+        host, profile, callers = self.works.host, self.works.profile, Callers(binding.caller)
+        faces = Faces(host, self.reclaimer, self.replays, __version__, profile, note=self.log.info, callers=callers)
+        return proc_tree(faces)
+
+    def _live_tree(self, binding: fuse_impl.Binding) -> Tree:
+        from pterefd.procfs.live.caller import LiveCallers
+        from pterefd.procfs.live.faces import LiveFaces
+        from pterefd.procfs.live.root import live_tree
+
+        callers = LiveCallers(binding.caller)
+        return live_tree(LiveFaces(self.works.host, self.reclaimer, callers, __version__, self.log.info))
 
     # -- life -----------------------------------------------------------------------------------
     def start(self, stopping: threading.Event) -> None:

@@ -243,6 +243,31 @@ def test_a_pid_taken_anew_is_another_process(root: Path) -> None:
     assert fault_then > 0  # it began while it was watched
 
 
+HIDDEN = f"""
+import os
+from pterefd.live.host import LiveHost
+from pterefd.live.watch import Watch
+
+host = LiveHost(Watch(100))
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+try:
+    open("/proc/1/status").close()
+except PermissionError:
+    host.look()
+    print(host.pids() == [os.getpid()])
+"""
+
+
+def test_processes_that_proc_hides_are_passed_over(root: Path) -> None:
+    """hidepid=1: they are listed, and what is in their directories is for who may trace them."""
+    script = 'mount -t proc -o hidepid=1 proc /proc && "$0" -c "$1"; exit $?'
+    command = ["unshare", "--pid", "--fork", "--mount", "sh", "-c", script, sys.executable, HIDDEN]
+    path = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=path)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_only_those_that_match_are_watched(grower: Grower, other: Grower) -> None:
     stranger = subprocess.Popen(["sleep", "60"], user=NOBODY)
     ours = {grower.pid, other.pid, stranger.pid}
