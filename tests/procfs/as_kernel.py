@@ -28,20 +28,6 @@ NOT_THERE = {"mem", "clear_refs", "reclaimable_pt_bytes", "pt_reclaim"}
 # Times and counts of what runs all the time, the one who asks among them.
 MOVING = {"arch_status", "net", "io", "oom_score", "sched", "schedstat", "numa_maps", "smaps", "smaps_rollup"}
 MOVING |= {"statm", "stat", "status", "pagemap"}
-    "arch_status",
-    "net",
-    "io",
-    "oom_score",
-    "sched",
-    "schedstat",
-    "numa_maps",
-    "smaps",
-    "smaps_rollup",
-    "statm",
-    "stat",
-    "status",
-    "pagemap",
-}
 
 
 def become(who: str) -> None:

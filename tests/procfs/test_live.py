@@ -28,6 +28,7 @@ from pterefd.procfs.live.root import live_tree
 from pterefd.procfs.tree import Tree
 from pterefd.reclaim.plugins import Plugins
 from pterefd.reclaim.reclaimer import Reclaimer
+from tests.clients.simulated import public_directory
 from tests.live.grower_process import MIB, PAGE, SPAN, Asked, Grower
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="acts as other users")]
@@ -48,16 +49,14 @@ time.sleep(600)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
-    yield from serving(tmp_path_factory.mktemp("live") / "mnt")
+def served() -> Iterator[Asked]:
+    with public_directory() as directory:
+        yield from serving(directory / "mnt")
 
 
 def serving(point: Path, *comms: str) -> Iterator[Asked]:
-    """A process that serves the tree at point, which all users may reach."""
+    """A process that serves the tree at point. comms: as live_mount.py has them."""
     point.mkdir()
-    for directory in (point.parent, *point.parent.parents):
-        if directory.stat().st_uid == os.geteuid() and directory != Path("/") and not directory.stat().st_mode & 0o001:
-            directory.chmod(0o711)
     server = Asked([sys.executable, "-m", "tests.procfs.live_mount", str(point), *comms])
     server.mount = point  # type: ignore[attr-defined]
     try:
