@@ -26,6 +26,7 @@ from pterefd.metrics import HostCollector
 from pterefd.metrics_live import LiveCollector
 from pterefd.mm.profile import OPTIONS, PROFILES, Profile, named
 from pterefd.procfs.faces import Faces
+from pterefd.procfs.live.root import LIVE_ROOT
 from pterefd.procfs.root import ROOT
 from pterefd.procfs.tree import Content, Dir, Family, File, Link, Rows
 from pterefd.reclaim.plugins import Plugins
@@ -65,8 +66,17 @@ def _helps(command: click.Command, name: str, parent: click.Context, mark: str) 
 
 def nodes() -> str:
     """Every file of the mount, as its tables declare it."""
+    return _table_of(ROOT)
+
+
+def live_nodes() -> str:
+    """The same of a live host; what the kernel has in a directory is one row."""
+    return _table_of(LIVE_ROOT)
+
+
+def _table_of(root: Dir) -> str:
     head = "| path | mode | what it is |\n| --- | --- | --- |\n"
-    return head + "".join(f"| `{path}` | {mode} | {what} |\n" for path, mode, what in _nodes(ROOT, ""))
+    return head + "".join(f"| `{path}` | {mode} | {what} |\n" for path, mode, what in _nodes(root, ""))
 
 
 def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
@@ -80,11 +90,15 @@ def _nodes(directory: Dir, path: str) -> Iterator[tuple[str, str, str]]:
                 yield from _nodes(entry, f"{path}{entry.name}/")
             case Family(each=Link()):
                 yield f"{path}{entry.label}", "link", entry.help
+            case Family(label=label) if path.endswith(f"/{label}/"):
+                pass  # directories within directories
             case Family(each=Dir() as each):
                 yield f"{path}{entry.label}/", "0555", entry.help
                 yield from _nodes(each, f"{path}{entry.label}/")
-            case Rows():
+            case Rows(find=None):
                 yield f"{path}{entry.label}", "0644", entry.help
+            case Rows():
+                yield f"{path}{entry.label}", "0444", entry.help
 
 
 @cache
@@ -100,7 +114,9 @@ def _hosts() -> tuple[Faces, Faces]:
 def _needs_memory(file: File) -> bool:
     """Whether it is there only where the host has memory of its own."""
     without, having = _hosts()
-    return file.exists is not None and file.exists(having, None) and not file.exists(without, None)
+    return (
+        file.exists is not None and file.open is None and file.exists(having, None) and not file.exists(without, None)
+    )
 
 
 def _what(file: File) -> str:
@@ -224,6 +240,7 @@ def clients() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "nodes": nodes,
+    "live_nodes": live_nodes,
     "hooks": hooks,
     "metrics": metrics,
     "profiles": profiles,

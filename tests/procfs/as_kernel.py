@@ -26,7 +26,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 # Not passed through: they change the process, or are its memory.
 NOT_THERE = {"mem", "clear_refs", "reclaimable_pt_bytes", "pt_reclaim"}
 # Times and counts of what runs all the time, the one who asks among them.
-MOVING = {"net", "io", "sched", "schedstat", "numa_maps", "smaps", "smaps_rollup", "statm", "stat", "status", "pagemap"}
+MOVING = {"arch_status", "net", "io", "oom_score", "sched", "schedstat", "numa_maps", "smaps", "smaps_rollup"}
+MOVING |= {"statm", "stat", "status", "pagemap"}
 
 
 def become(who: str) -> None:

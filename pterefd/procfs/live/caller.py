@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 from pterefd.errors import NoSuchMm
 from pterefd.procfs.caller import Callers, NsIds, Own
-from pterefd.procfs.live.acting import CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, Actor, Credentials
+from pterefd.procfs.live.acting import CAP_DAC_READ_SEARCH, CAP_SYS_NICE, CAP_SYS_PTRACE, Actor, Credentials
 from pterefd.procfs.live.namespaces import Namespace, PidNamespaces
 from pterefd.procfs.tree import Attributes
 
-# fs/proc/fd.c:proc_fd_permission() lets a process see its own descriptors, also where it does not own the directory.
-_DESCRIPTORS = ("fd", "fdinfo")
+# fs/proc/fd.c:proc_fd_permission() lets a process into these of its own, also where it does not own them.
+_LET_IN = ("fd", "fdinfo", "map_files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class LiveCallers(Callers):
 
     def __init__(self, context: Callable[[], tuple[int, int, int]], proc: str = "/proc") -> None:
         super().__init__(context, proc)
-        self._actor = Actor()
+        self.actor = Actor()
         self._namespaces = PidNamespaces(proc)
         self._user_namespace = self._users("self")
 
@@ -102,7 +102,7 @@ class LiveCallers(Callers):
         if caller.own.level:
             assert caller.namespace is not None
             return self._namespaces.processes(caller.namespace, caller.own.level)
-        with self._actor.acting(caller.credentials):  # hidepid
+        with self.actor.acting(caller.credentials):  # hidepid
             names = os.listdir(self.proc)
         return {int(name): int(name) for name in names if name.isdecimal()}
 
@@ -145,10 +145,12 @@ class LiveCallers(Callers):
         credentials = caller.credentials
         if task is not None and task.is_own:
             also = 1 << CAP_SYS_PTRACE
-            if name.startswith(_DESCRIPTORS):
+            if name.startswith(_LET_IN):
                 also |= 1 << CAP_DAC_READ_SEARCH
+            elif name == "timerslack_ns":
+                also |= 1 << CAP_SYS_NICE
             credentials = replace(credentials, capabilities=credentials.capabilities | also)
-        with self._actor.acting(credentials):
+        with self.actor.acting(credentials):
             yield
 
     def again(self, task: Task) -> Task:
@@ -178,7 +180,10 @@ class LiveCallers(Callers):
         """What the kernel says of a file of a process, or of the machine, to the caller. OSError."""
         with self.as_caller(task, name):
             status = os.lstat(self.place(task, name))
-        return Attributes(status.st_mode, status.st_nlink, status.st_uid, status.st_gid)
+        mode = status.st_mode
+        if task is not None and task.is_own and name in _LET_IN and status.st_uid != task.caller.credentials.uid:
+            mode |= 0o055  # the kernel, which looks at the mode first, would not let the caller in otherwise
+        return Attributes(mode, status.st_nlink, status.st_uid, status.st_gid)
 
     def has(self, task: Task, name: str) -> bool:
         """Whether the caller finds it there."""
