@@ -7,6 +7,7 @@ mount point. Parts are started from the inside out and stopped the other way rou
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -211,6 +212,8 @@ class Daemon:
         return proc_tree(faces)
 
     def _live_tree(self, binding: fuse_impl.Binding) -> Tree:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each open file of the mount is one of the kernel's
         from pterefd.procfs.live.caller import LiveCallers
         from pterefd.procfs.live.faces import LiveFaces
         from pterefd.procfs.live.root import live_tree

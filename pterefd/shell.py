@@ -65,6 +65,13 @@ def _check_answers(point: str) -> None:
         raise Missing(f"{point}: {reason}")
 
 
+def check_simulated(point: str) -> None:
+    """BadInput where the mount at point is of this machine's own processes: a pid namespace would hide all of them."""
+    if Path(point, "sys/pterefd/host_kind").read_text(encoding="ascii") == "live\n":
+        bind = f"mount --bind {point} /proc && exec $SHELL"
+        raise BadInput(f"{point}: shows this machine's own processes; for those: unshare --mount sh -c '{bind}'")
+
+
 def _unusable(point: str) -> str | None:
     """Why this user can do nothing with the mount at point; None where he can."""
     code = mountpoint.answer(point)

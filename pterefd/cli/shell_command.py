@@ -26,6 +26,7 @@ def command(mount: Path | None, argv: tuple[str, ...]) -> int:
 
     try:
         point = shell.choose_mount(mount, shell.DEFAULT_MOUNT)
+        shell.check_simulated(point)
         if not argv:
             argv = (os.environ.get("SHELL") or "/bin/sh",)
             print(f"pterefd: {point} is on /proc in this shell", file=sys.stderr)

@@ -93,6 +93,13 @@ SYS_PTEREFD = Dir(
             Content.STRING,
             read=lambda faces, _: faces.version + "\n",
         ),
+        File(
+            "host_kind",
+            0o444,
+            "Whose processes are seen: simulated, or live: this machine's.",
+            Content.STRING,
+            read=lambda faces, _: f"{faces.host.kind}\n",
+        ),
         File("pid", 0o444, "Pid of the daemon.", Content.STRING, unit="pid", read=lambda *_: f"{os.getpid()}\n"),
         File(
             "profile",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.simulated import Simulated, daemon, exporter, public_directory, rows, scrape
+from tests.clients.simulated import SCRIPT, Simulated, daemon, exporter, public_directory, rows, scrape
 
-pytestmark = [
-    pytest.mark.mount,
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="watches all processes"),
-]
+pytestmark = [pytest.mark.mount, pytest.mark.kernel]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +36,13 @@ def asleep() -> Iterator[subprocess.Popen[str]]:
         process.stdout.readline()
         yield process
         process.kill()
+
+
+def test_pterefd_shell_is_for_simulated_ones(live: Simulated) -> None:
+    """In a pid namespace of its own it would see no process but itself."""
+    done = subprocess.run([SCRIPT, "shell", "--mount", live.mount, "true"], capture_output=True, text=True)
+    assert done.returncode == 125
+    assert "shows this machine's own processes" in done.stderr
 
 
 COLUMNS = "pid,ppid,user,vsz,rss,stat,comm,args"
