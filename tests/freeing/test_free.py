@@ -19,6 +19,7 @@ import pytest
 from pterefd.errors import PterefdError
 from pterefd.freeing import stub
 from pterefd.freeing.refuse import WRITERS
+from pterefd.freeing.threads import Threads
 from pterefd.freeing.work import KINDS, Request, free, prove_apart
 from pterefd.live import procmem
 from pterefd.live.scan import scan, start_time
@@ -262,6 +263,16 @@ def test_leaves_mappings_alone(setup: str) -> None:
         assert freed.refused == ""
         assert before - procmem.read_status(pid).kb["VmPTE"] <= 8  # of the interpreter's own heap
         assert Path(f"/proc/{pid}/maps").read_text() == text
+
+
+def test_a_process_that_has_ended_and_is_not_waited_for() -> None:
+    process = asleep("")
+    process.kill()
+    while procmem.read_status(process.pid).state != "Z":
+        time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        Threads([process.pid]).stop(1.0)
+    process.communicate()
 
 
 def test_puts_off_a_stopped_process() -> None:
