@@ -168,6 +168,12 @@ class Threads:
             regs.rax = (1 << 64) - stub.ERESTARTNOHAND
         self.stopped[tid] = Stopped(tid, regs, changed, sig, grouped)
 
+    def check_outside(self, address: int, length: int) -> None:
+        """That no stopped thread is in a stub there: a worker that was killed left it. PutOff."""
+        for thread in self.stopped.values():
+            if address <= thread.regs.rip < address + length:
+                raise PutOff("stub", f"thread {thread.tid} is still in the stub of a worker that has ended")
+
     def choose(self, memory: int) -> Stopped:
         """The thread that is to run the stub: one that sleeps, where there is one. PutOff where none may.
 
