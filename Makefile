@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 PROGRAMS ?= 300
 SEED ?=
+MINUTES ?=
 THP ?=
 PYTEST_ARGS ?=
 
@@ -14,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench recordings record-programs oracle oracle-kernels lock docs dashboards scenarios wheel clean
+.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench torture-live recordings record-programs oracle oracle-kernels lock docs dashboards scenarios wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -107,6 +108,9 @@ bench: setup setup-test ## speed of replay, import and start, as a table
 	@PYTHON='$(PYTHON)' setup/packages.sh bench
 	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench.mount_latency
+
+torture-live: setup setup-test ## a program that notices everything, freed from for MINUTES=30, half of it with the worker killed
+	@$(BIN)/python -m tests.freeing.long $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 oracle: setup setup-test ## random programs on the running kernel against the model: PROGRAMS=300 SEED=n LENGTH=100 THP=1 RESULTS=file
 	@$(BIN)/python -m tests.kernel.oracle --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) $(if $(THP),--thp) \

@@ -48,7 +48,7 @@ class Mover:
         runs: Sequence[Run],
     ) -> None:
         self._threads = threads
-        self._thread = thread
+        self.thread = thread
         self._cave = cave
         self._memory = memory
         self._pagemap = pagemap
@@ -95,10 +95,10 @@ class Mover:
 
     def enter(self) -> None:
         """Let the thread map the list."""
-        tid = self._thread.tid
+        tid = self.thread.tid
         os.pwrite(self._memory, self._stub.image, self._cave.address)
         ptrace.set_signal_mask(tid, _ALL_SIGNALS)
-        regs = self._thread.regs.copy()
+        regs = self.thread.regs.copy()
         regs.rip, regs.rbx, regs.orig_rax = self._stub.entry, self._stub.first, (1 << 64) - 1
         ptrace.set_registers(tid, regs)
         self._run(stub.READY)
@@ -141,30 +141,30 @@ class Mover:
     def finish(self) -> None:
         """Let it unmap what was moved, and go on as it was. Lost: it went on by itself."""
         self._go_on(stub.DONE)
-        self._thread.changed = True
+        self.thread.changed = True
         self.leave()
 
     def leave(self) -> None:
         """Let a thread go that is out of the stub."""
         os.close(self._sleeps)
         os.pwrite(self._memory, self._cave.before, self._cave.address)
-        self._threads.release(self._thread)
+        self._threads.release(self.thread)
 
     def _point(self, at: int, address: int) -> None:
         """One word, written whole: the list has either the one way to go on or the other."""
         os.pwrite(self._memory, address.to_bytes(8, "little"), at)
 
     def _go_on(self, until: int) -> None:
-        regs = ptrace.registers(self._thread.tid)
+        regs = ptrace.registers(self.thread.tid)
         if regs is None:
-            raise ProcessLookupError(self._thread.tid)
+            raise ProcessLookupError(self.thread.tid)
         regs.rax, regs.orig_rax = 0, (1 << 64) - 1
-        ptrace.set_registers(self._thread.tid, regs)
+        ptrace.set_registers(self.thread.tid, regs)
         self._run(until)
 
     def _run(self, until: int) -> None:
         """Run it to one of its waits, and stop it there."""
-        tid = self._thread.tid
+        tid = self.thread.tid
         ptrace.cont(tid)
         end = time.monotonic() + stub.WAIT_NS / 2e9
         asked = False
@@ -188,25 +188,25 @@ class Mover:
 
     def _arrived(self, status: int, until: int) -> bool:
         """Whether a stop is the one that was asked for. Lost, PutOff."""
-        regs = ptrace.registers(self._thread.tid) if os.WIFSTOPPED(status) else None
+        regs = ptrace.registers(self.thread.tid) if os.WIFSTOPPED(status) else None
         if regs is None:
-            raise ProcessLookupError(self._thread.tid)
+            raise ProcessLookupError(self.thread.tid)
         sig, event = ptrace.stop_signal(status), ptrace.stop_event(status)
         inside = self._cave.address <= regs.rip < self._cave.address + stub.STUB_BYTES
         if event == 0:
             if inside and regs.rbx >= self._stub.end + stub.RECORD:
-                self._thread.sig, self._thread.grouped = sig, False  # its mask is its own again: given when it goes on
+                self.thread.sig, self.thread.grouped = sig, False  # its mask is its own again: given when it goes on
                 return True
             if sig != signal.SIGSTOP:
-                ptrace.set_registers(self._thread.tid, self._thread.regs)
-                raise PutOff("stub", f"thread {self._thread.tid} was given {signal.Signals(sig).name} inside the stub")
-            self._thread.sig, self._thread.grouped = sig, False
-            ptrace.cont(self._thread.tid)
+                ptrace.set_registers(self.thread.tid, self.thread.regs)
+                raise PutOff("stub", f"thread {self.thread.tid} was given {signal.Signals(sig).name} inside the stub")
+            self.thread.sig, self.thread.grouped = sig, False
+            ptrace.cont(self.thread.tid)
             return False
         if not inside:
-            self._thread.changed = False
+            self.thread.changed = False
             raise Lost
         if regs.call == stub.SYS_PPOLL and regs.rdi == until:
             return True
-        ptrace.cont(self._thread.tid)  # stopped before it got there: it is asked for again
+        ptrace.cont(self.thread.tid)  # stopped before it got there: it is asked for again
         return False

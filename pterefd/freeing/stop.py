@@ -14,6 +14,7 @@ from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.mover import Lost, Mover
 from pterefd.freeing.refuse import check_limits, sharers
 from pterefd.freeing.spans import eligible, gap, movable, with_data
+from pterefd.freeing.stub import STUB_BYTES
 from pterefd.freeing.threads import Threads
 from pterefd.live import procmem
 from pterefd.live.procmem import GIB_SHIFT, USER_END, Map
@@ -149,6 +150,7 @@ def one_stop(
     began = time.monotonic()
     try:
         threads.stop(seconds)
+        threads.check_outside(target.cave.address, STUB_BYTES)
         _check_again(target, ranges, last, (scratch, table + _TABLE_ROOM))
         done.before = _vm_pte(target.pid)
         entered = time.monotonic()

@@ -48,6 +48,7 @@ class Threads:
     def __init__(self, tgids: Sequence[int]) -> None:
         self._tgids = tgids
         self._seized: set[int] = set()
+        self._dead: set[int] = set()  # listed as long as nobody has waited for them
         self.stopped: dict[int, Stopped] = {}
         self._began: dict[int, tuple[int, float]] = {}  # switches of a thread in a timed call, since when at the latest
         self._cut: dict[int, float] = {}  # when a thread was last seen in a call that a stop would cut short
@@ -103,10 +104,10 @@ class Threads:
     def stop(self, seconds: float) -> None:
         """Stop all, also those that are begun meanwhile. PutOff where one does not stop in so many seconds; Refused.
 
-        let_go() and linger() are to be called then.
+        ProcessLookupError where none is left. let_go() and linger() are to be called then.
         """
         end = time.monotonic() + seconds
-        while new := [(tgid, tid) for tgid, tid in self._all() if tid not in self._seized]:
+        while new := [(tgid, tid) for tgid, tid in self._all() if tid not in self._seized | self._dead]:
             for tgid, tid in new:
                 now = time.monotonic()
                 if (why := self._in_way(tgid, tid, now, now - FRESH_SECONDS)) is not None:
@@ -117,6 +118,8 @@ class Threads:
                 if time.monotonic() > end:
                     raise PutOff("sleep", f"thread {min(self._seized - self.stopped.keys())} does not stop")
                 time.sleep(_POLL_SECONDS)
+        if not self.stopped:
+            raise ProcessLookupError(self._tgids[0])
         for thread in self.stopped.values():
             if thread.sig in ptrace.STOP_SIGNALS and thread.grouped:
                 raise PutOff("stopped", f"the process is stopped by {signal.Signals(thread.sig).name}")
@@ -134,6 +137,7 @@ class Threads:
                 if procmem.read_stat(tid)[0] not in "ZX":  # of one that is about to be gone, too
                     text = f"thread {tid} may not be traced: rights, or somebody else traces it"
                     raise Refused("ptrace", text) from None
+                self._dead.add(tid)
         return False
 
     def _wait(self) -> bool:
@@ -163,6 +167,12 @@ class Threads:
             # The kernel itself begins it again, or ends it with EINTR where a signal has a handler.
             regs.rax = (1 << 64) - stub.ERESTARTNOHAND
         self.stopped[tid] = Stopped(tid, regs, changed, sig, grouped)
+
+    def check_outside(self, address: int, length: int) -> None:
+        """That no stopped thread is in a stub there: a worker that was killed left it. PutOff."""
+        for thread in self.stopped.values():
+            if address <= thread.regs.rip < address + length:
+                raise PutOff("stub", f"thread {thread.tid} is still in the stub of a worker that has ended")
 
     def choose(self, memory: int) -> Stopped:
         """The thread that is to run the stub: one that sleeps, where there is one. PutOff where none may.

@@ -50,8 +50,11 @@ int main(int count, char **words)
 		if (kind[i] == EMPTY)
 			madvise((void *)(span + i % 512 * PAGE), PAGE, MADV_DONTNEED);
 	}
-	if (count > 5)
+	if (count > 5) {
 		pthread_create(&thread, NULL, spin, NULL);
+		while (!spins)
+			usleep(1000);
+	}
 	printf("%lx\n", (unsigned long)begin);
 	fflush(stdout);
 	while (fgets(line, sizeof line, stdin)) {

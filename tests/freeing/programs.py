@@ -35,6 +35,7 @@ class Known:
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.start = int(self._line(), 16)
         self.pid = self.process.pid
+        self.check()  # it has the buffer of its input from then on
 
     def _line(self) -> str:
         assert self.process.stdout is not None

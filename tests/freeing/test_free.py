@@ -18,7 +18,11 @@ import pytest
 
 from pterefd.errors import PterefdError
 from pterefd.freeing import stub
+from pterefd.freeing.errors import PutOff
+from pterefd.freeing.mover import Mover
 from pterefd.freeing.refuse import WRITERS
+from pterefd.freeing.stop import Target
+from pterefd.freeing.threads import Threads
 from pterefd.freeing.work import KINDS, Request, free, prove_apart
 from pterefd.live import procmem
 from pterefd.live.scan import scan, start_time
@@ -265,6 +269,16 @@ def test_leaves_mappings_alone(setup: str) -> None:
         assert Path(f"/proc/{pid}/maps").read_text() == text
 
 
+def test_a_process_that_has_ended_and_is_not_waited_for() -> None:
+    process = asleep("")
+    process.kill()
+    while procmem.read_status(process.pid).state != "Z":
+        time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        Threads([process.pid]).stop(1.0)
+    process.communicate()
+
+
 def test_puts_off_a_stopped_process() -> None:
     with known(20, 0, 0, 0) as one:
         one.process.send_signal(signal.SIGSTOP)
@@ -417,3 +431,32 @@ def test_goes_on_however_the_helper_ends(words: tuple[str, ...]) -> None:
     text = process.communicate()[0]
     assert (process.returncode, text.startswith("fine")) == (0, True), text
     assert killed > 10
+
+
+def test_a_stub_that_a_worker_left_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are of the thread that is still in it: another's registers must not be put there."""
+    look = Mover.entries_moved
+
+    def ends(mover: Mover) -> procmem.Entries:
+        if mover.thread.tid in tids:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return look(mover)
+
+    with known(50, 0, 0, 3, busy=True) as one:
+        tids = procmem.tasks(one.pid)
+        with monkeypatch.context() as patch:
+            patch.setattr(Mover, "entries_moved", ends)
+            with pytest.raises(PterefdError):
+                one.free()
+        target = Target(one.pid, start_time(one.pid))
+        threads = Threads([one.pid])
+        try:
+            threads.stop(0.1)
+            with pytest.raises(PutOff):
+                threads.check_outside(target.cave.address, stub.STUB_BYTES)
+        finally:
+            threads.let_go()
+            target.close()
+        assert one.free(patience=10.0).label == ""
+        assert scan(one.pid).use.reclaimable == 0  # type: ignore[union-attr]
+        one.check(read=True)
