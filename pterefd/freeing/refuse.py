@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -99,10 +98,15 @@ def check_limits(pid: int, mappings: int, runs: Sequence[Run], length: int) -> N
     if mappings + 2 * len(runs) + _SPARE_MAPPINGS > most:
         raise PutOff("mappings", f"{pid}: has {mappings} mappings, too near to vm.max_map_count ({most})")
     moved = length + sum(run.end - run.start for run in runs)
-    for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-        soft, _ = resource.prlimit(pid, limit)
-        if soft != resource.RLIM_INFINITY and _vm_size(pid) + moved > soft:
-            raise PutOff("limits", f"{pid}: its limit of address space leaves no room")
+    # Not by prlimit(2), which takes CAP_SYS_RESOURCE for other users' processes.
+    with open(f"/proc/{pid}/limits", encoding="ascii") as file:
+        limits = [line[_LIMIT_AT:].split()[0] for line in file if line.startswith(_LIMITS)]
+    if any(soft != "unlimited" and _vm_size(pid) + moved > int(soft) for soft in limits):
+        raise PutOff("limits", f"{pid}: its limit of address space leaves no room")
+
+
+_LIMITS = ("Max address space", "Max data size")
+_LIMIT_AT = 26  # fs/proc/base.c proc_pid_limits(): behind the names
 
 
 def _vm_size(pid: int) -> int:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ class Log:
 class Helper:
     """pterefd-free with a table of its own."""
 
-    def __init__(self, directory: Path, text: str) -> None:
+    def __init__(self, directory: Path, text: str, prefix: Sequence[str] = ()) -> None:
+        """prefix: of its command."""
         self.table = directory / "free.toml"
         self.table.write_text(text)
         self.path = str(directory / "free.socket")
-        command = [sys.executable, "-m", "pterefd.freeing", "--socket", self.path, "--table", str(self.table)]
+        command = [*prefix, sys.executable, "-m", "pterefd.freeing", "--socket", self.path, "--table", str(self.table)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.first = self.process.stderr.readline()

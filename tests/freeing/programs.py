@@ -20,7 +20,9 @@ SPAN = 1 << procmem.SPAN_SHIFT
 @cache
 def built(name: str) -> Path:
     """NAME.c, compiled."""
-    out = Path(mkdtemp(prefix="pterefd-freeing-")) / name
+    directory = Path(mkdtemp(prefix="pterefd-freeing-"))
+    directory.chmod(0o755)
+    out = directory / name
     flags = ["-O2", "-Wall", "-Wno-unused-result", "-Wno-format-truncation", "-pthread"]
     subprocess.run(["gcc", *flags, "-o", out, HERE / f"{name}.c"], check=True)
     return out
@@ -29,10 +31,19 @@ def built(name: str) -> Path:
 class Known:
     """known.c: a process with so many spans of each kind, and a second thread that is busy."""
 
-    def __init__(self, empty: int = 0, zero: int = 0, mixed: int = 0, data: int = 0, *, busy: bool = False) -> None:
+    def __init__(
+        self,
+        empty: int = 0,
+        zero: int = 0,
+        mixed: int = 0,
+        data: int = 0,
+        *,
+        busy: bool = False,
+        user: int | None = None,
+    ) -> None:
         words = [str(built("known")), *map(str, (empty, zero, mixed, data)), *(["busy"] if busy else [])]
         self.spans = empty + zero + mixed + data
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user)
         self.start = int(self._line(), 16)
         self.pid = self.process.pid
         self.check()  # it has the buffer of its input from then on

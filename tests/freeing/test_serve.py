@@ -20,7 +20,7 @@ from pterefd.hookspecs import Kinds
 from pterefd.live.scan import start_time
 from tests.freeing.helper import FOR_KNOWN, Helper, Log
 from tests.freeing.programs import PAGE, SPAN, Known
-from tests.systemd.installed import NOBODY
+from tests.systemd.installed import NOBODY, ROOT, filtered
 
 pytestmark = pytest.mark.kernel
 
@@ -183,3 +183,18 @@ def test_without_a_helper_freeing_is_refused(tmp_path: Path, known: Known) -> No
     with pytest.raises(Refused, match="free helper .*: No such file") as refused:
         Freer(str(tmp_path / "none"), Log()).free(known.pid, start_time(known.pid), Kinds.BOTH, None)
     assert refused.value.label == "helper"
+
+
+def test_works_with_no_more_rights_than_its_unit_gives(tmp_path: Path) -> None:
+    """The unit's system call filter and capabilities; the process is another user's."""
+    unit = (ROOT / "systemd/pterefd-free.service").read_text()
+    names = unit.partition("CapabilityBoundingSet=")[2].split("\n")[0].split()
+    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names)
+    rights = ("setpriv", f"--bounding-set=-all,{kept}", "--inh-caps=-all")
+    helper = Helper(tmp_path, FOR_KNOWN, (*rights, *filtered("pterefd-free.service")))
+    assert "freeing works here" in helper.first
+    known = Known(60, 20, 3, 5, user=NOBODY)
+    assert helper.freer.free(known.pid, start_time(known.pid), Kinds.BOTH, None) == (60 * PAGE, 20 * PAGE, 0)
+    known.check(read=True)
+    known.close()
+    assert helper.end()[0] == 0
