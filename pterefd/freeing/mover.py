@@ -198,10 +198,10 @@ class Mover:
                 self.thread.sig, self.thread.grouped = sig, False  # its mask is its own again: given when it goes on
                 return True
             if sig != signal.SIGSTOP:
-                ptrace.set_registers(self.thread.tid, self.thread.regs)
+                self.thread.changed = True
                 raise PutOff("stub", f"thread {self.thread.tid} was given {signal.Signals(sig).name} inside the stub")
-            self.thread.sig, self.thread.grouped = sig, False
-            ptrace.cont(self.thread.tid)
+            # Its process stops; the stub runs on all the same, as long as it is traced.
+            ptrace.cont(self.thread.tid, sig)
             return False
         if not inside:
             self.thread.changed = False

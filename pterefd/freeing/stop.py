@@ -203,6 +203,10 @@ def one_stop(
         mover.leave()
         threads.let_go()
         raise PutOff("slow", f"{target.pid}: took too long, so that it went on by itself") from None
+    except PutOff:
+        mover.leave()
+        threads.let_go()
+        raise
     finally:
         watchdog.going()
     done.held = time.monotonic() - began

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from pterefd.freeing.work import Freed, Request, free
 from pterefd.live import procmem
@@ -64,8 +65,9 @@ class Known:
         return procmem.read_status(self.pid).kb
 
     def free(self, kinds: Sequence[str] = ("empty", "zero"), **more: object) -> Freed:
-        """Have it freed from."""
-        return free(Request(self.pid, start_time(self.pid), kinds=tuple(kinds), **more))  # type: ignore[arg-type]
+        """Have it freed from, on a machine that may be busy."""
+        settings: dict[str, Any] = {"stop": 0.2, "patience": 20.0, **more}
+        return free(Request(self.pid, start_time(self.pid), kinds=tuple(kinds), **settings))
 
     def close(self) -> None:
         """End it; it must have been well."""

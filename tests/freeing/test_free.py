@@ -291,6 +291,31 @@ def test_puts_off_a_stopped_process() -> None:
         one.check()
 
 
+def test_stops_and_continues_as_it_is_told_meanwhile() -> None:
+    """SIGSTOP and SIGCONT at random moments of a stop: the process is stopped, and goes on, when it should."""
+    with known(2000, 0, 0, 3, busy=True) as one:
+        began = start_time(one.pid)
+        child = os.fork()
+        if child == 0:
+            try:
+                end = time.monotonic() + 4
+                while time.monotonic() < end:
+                    free(Request(one.pid, began, stop=0.05, patience=0.1))
+            finally:
+                os._exit(0)
+        for number in range(100):
+            one.process.send_signal(signal.SIGSTOP)
+            deadline = time.monotonic() + 10
+            while procmem.read_status(one.pid).state not in "Tt":
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            time.sleep(number % 7 * 0.001)
+            one.process.send_signal(signal.SIGCONT)
+            one.check()
+        os.waitpid(child, 0)
+        one.check(read=True)
+
+
 def test_puts_off_a_vfork_parent() -> None:
     source = (
         "#define _GNU_SOURCE\n#include <unistd.h>\n#include <stdio.h>\n#include <sys/mman.h>\n"
