@@ -11,7 +11,7 @@ import numpy as np
 
 from pterefd.freeing import stub
 from pterefd.freeing.cave import Cave
-from pterefd.freeing.errors import PutOff
+from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.spans import Run
 from pterefd.freeing.threads import Stopped, Threads
 from pterefd.live import procmem, ptrace
@@ -58,10 +58,11 @@ class Mover:
         self._table = table
         self._runs = runs
         self._sleeps = os.open(f"/proc/{thread.tid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
-        mask = ptrace.signal_mask(thread.tid)
+        self._inside = False
+        self._mask = ptrace.signal_mask(thread.tid) or 0
         self._table_bytes = -(-self._results_at(len(runs)) // PAGE) * PAGE
         home = stub.as_restarted(thread.regs)
-        self._stub = stub.placed(cave.address, home, mask or 0, table, self._table_bytes)
+        self._stub = stub.placed(cave.address, home, self._mask, table, self._table_bytes)
 
     def _results_at(self, runs: int) -> int:
         """How many bytes a list of so many runs takes, with the results."""
@@ -94,15 +95,23 @@ class Mover:
     # ---- the thread ----------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """Let the thread map the list."""
+        """Let the thread map the list. Refused, PutOff."""
         tid = self.thread.tid
-        os.pwrite(self._memory, self._stub.image, self._cave.address)
-        ptrace.set_signal_mask(tid, _ALL_SIGNALS)
+        try:
+            os.pwrite(self._memory, self._stub.image, self._cave.address)
+        except OSError as error:  # CONFIG_PROC_MEM_NO_FORCE
+            raise Refused("proc mem", f"program text of thread {tid} may not be written: {error.strerror}") from None
+        self._inside = True
         regs = self.thread.regs.copy()
         regs.rip, regs.rbx, regs.orig_rax = self._stub.entry, self._stub.first, (1 << 64) - 1
         ptrace.set_registers(tid, regs)
+        ptrace.set_signal_mask(tid, _ALL_SIGNALS)  # behind the registers: from there on the stub puts it back
         self._run(stub.READY)
-        os.pwrite(self._memory, self._list(), self._table)
+        try:
+            os.pwrite(self._memory, self._list(), self._table)
+        except OSError:  # it is not mapped
+            self.finish()
+            raise PutOff("limits", f"thread {tid} could not map a list of {self._table_bytes >> 10} kB") from None
         self._point(self._stub.after_ready, self._table)
 
     def move(self) -> list[Run]:
@@ -142,10 +151,17 @@ class Mover:
         """Let it unmap what was moved, and go on as it was. Lost: it went on by itself."""
         self._go_on(stub.DONE)
         self.thread.changed = True
-        self.leave()
+        self._leave()
 
-    def leave(self) -> None:
-        """Let a thread go that is out of the stub."""
+    def abandon(self) -> None:
+        """Let the thread go after Lost, Refused or PutOff, as it was."""
+        if self._inside:
+            if self.thread.changed:
+                ptrace.set_signal_mask(self.thread.tid, self._mask)
+            self._leave()
+
+    def _leave(self) -> None:
+        self._inside = False
         os.close(self._sleeps)
         os.pwrite(self._memory, self._cave.before, self._cave.address)
         self._threads.release(self.thread)

@@ -50,7 +50,7 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
     if "shstk" in status.get("x86_Thread_features", ""):
         raise Refused("shadow stack", f"{pid}: has a shadow stack")
     if "VmPTE" not in status:
-        raise Refused("no memory", f"{pid}: has no memory of its own")
+        raise PutOff("no memory", f"{pid}: has no memory of its own: a kernel thread, or about to end")
     if status["State"][0] in "Tt":
         raise PutOff("stopped", f"{pid}: is stopped")
     if status["State"][0] in "ZX":

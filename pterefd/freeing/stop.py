@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import re
 import time
@@ -17,7 +18,7 @@ from pterefd.freeing.spans import eligible, gap, movable, with_data
 from pterefd.freeing.stub import STUB_BYTES
 from pterefd.freeing.threads import Threads
 from pterefd.live import procmem
-from pterefd.live.procmem import GIB_SHIFT, USER_END, Map
+from pterefd.live.procmem import GIB_SHIFT, USER_END
 from pterefd.live.scan import start_time
 
 _GIB = 1 << GIB_SHIFT
@@ -98,7 +99,8 @@ class Target:
         flags = procmem.read_vm_flags(self.pid)
         self.locked = _locked_kb(self.pid)
         self.ranges = eligible(self.maps, flags)
-        self.lines = {int(line.split(b"-", 1)[0], 16): line for line in self.text.splitlines()}
+        self._starts = [mapping.start for mapping in self.maps]
+        self._lines = self.text.splitlines(keepends=True)
         cave = find_cave(self.memory, self.maps)
         if cave is None:
             raise Refused("room", f"{self.pid}: no page of its program text has room for the stub")
@@ -112,9 +114,9 @@ class Target:
             parts.append(part)
         return b"".join(parts)
 
-    def mapping_of(self, address: int) -> Map:
-        """The mapping that an address of `ranges` lies in."""
-        return next(m for m in self.maps if m.start <= address < m.end)
+    def line_of(self, address: int) -> bytes:
+        """The line of maps of the mapping that an address of `ranges` lies in."""
+        return self._lines[bisect.bisect_right(self._starts, address) - 1]
 
 
 def _locked_kb(pid: int) -> bytes:
@@ -172,7 +174,7 @@ def one_stop(
             return done
         check_limits(target.pid, len(target.maps), runs, length)
         executor = threads.choose(target.memory)
-    except (PutOff, Refused, ProcessLookupError):
+    except (PutOff, Refused, ProcessLookupError, FileNotFoundError):
         threads.let_go()
         watchdog.going()
         threads.linger()
@@ -199,13 +201,11 @@ def one_stop(
         threads.let_go(but=executor.tid)
         done.stopped = time.monotonic() - began
         mover.finish()
-    except Lost:
-        mover.leave()
+    except (Lost, PutOff, Refused) as error:
+        mover.abandon()
         threads.let_go()
-        raise PutOff("slow", f"{target.pid}: took too long, so that it went on by itself") from None
-    except PutOff:
-        mover.leave()
-        threads.let_go()
+        if isinstance(error, Lost):
+            raise PutOff("slow", f"{target.pid}: took too long, so that it went on by itself") from None
         raise
     finally:
         watchdog.going()
@@ -229,7 +229,7 @@ def _check_again(target: Target, ranges: Sequence[tuple[int, int]], last: bytes,
     if text == target.text:
         return
     for start, _ in ranges:
-        if target.lines[target.mapping_of(start).start] + b"\n" not in text:
+        if target.line_of(start) not in text:
             raise PutOff("changed", f"{target.pid}: its mappings have changed")
     for found in _RANGE.finditer(text):
         if int(found[1], 16) < room[1] and int(found[2], 16) > room[0]:

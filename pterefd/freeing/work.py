@@ -240,6 +240,8 @@ def stops(request: Request, at: int, end: float, watchdog: Watchdog) -> Iterator
     """The stops of a request from an address on, one after another, until a time. Refused, PutOff: no more."""
     refuse.check(request.pid, request.writers)
     target = Target(request.pid, request.start_time)
+    for sharer in target.tgids[1:]:
+        refuse.check(sharer, request.writers)
     wanted = Wanted(*(kind in request.kinds for kind in KINDS))
     pace = Pace(request.stop)
     freed, put_off = 0, 0
