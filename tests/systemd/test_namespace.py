@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pterefd.daemon import REPLAY_NICE
 from pterefd.procfs import mountpoint
+from pterefd.session.simulation import REPLAY_NICE
 from tests.mounthelper.helper import MountHelper
 from tests.systemd.installed import NOBODY, ROOT, allowed_calls, filtered, in_reach, kernels, open_way
 from tests.systemd.manager import Manager
