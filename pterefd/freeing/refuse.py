@@ -44,6 +44,8 @@ def _status(pid: int, tid: int) -> dict[str, str]:
 
 
 def _check_thread(pid: int, status: dict[str, str]) -> None:
+    if status["State"][0] in "ZX":
+        raise ProcessLookupError(pid)
     if status.get("Seccomp", "0") != "0":
         raise Refused("seccomp", f"{pid}: a seccomp filter may end it for calls that it does not make itself")
     if status.get("TracerPid", "0") != "0":
@@ -54,8 +56,6 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
         raise Refused("no memory", f"{pid}: has no memory of its own")
     if status["State"][0] in "Tt":
         raise PutOff("stopped", f"{pid}: is stopped")
-    if status["State"][0] in "ZX":
-        raise ProcessLookupError(pid)
 
 
 def _check_writers(pid: int, accepted: frozenset[str]) -> None:

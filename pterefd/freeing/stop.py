@@ -100,6 +100,8 @@ class Target:
         self.lines = {int(line.split(b"-", 1)[0], 16): line for line in self.text.splitlines()}
         cave = find_cave(self.memory, self.maps)
         if cave is None:
+            if not os.pread(self.pagemap, 8, 0):  # of an mm that is gone, whose memory reads as nothing
+                raise ProcessLookupError(self.pid)
             raise Refused("room", f"{self.pid}: no page of its program text has room for the stub")
         self.cave: Cave = cave
 
