@@ -43,6 +43,8 @@ def _status(pid: int, tid: int) -> dict[str, str]:
 
 
 def _check_thread(pid: int, status: dict[str, str]) -> None:
+    if status["State"][0] in "ZX":
+        raise ProcessLookupError(pid)
     if status.get("Seccomp", "0") != "0":
         raise Refused("seccomp", f"{pid}: a seccomp filter may end it for calls that it does not make itself")
     if status.get("TracerPid", "0") != "0":
@@ -53,8 +55,6 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
         raise PutOff("no memory", f"{pid}: has no memory of its own: a kernel thread, or about to end")
     if status["State"][0] in "Tt":
         raise PutOff("stopped", f"{pid}: is stopped")
-    if status["State"][0] in "ZX":
-        raise ProcessLookupError(pid)
 
 
 def _check_writers(pid: int, accepted: frozenset[str]) -> None:

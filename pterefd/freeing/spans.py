@@ -74,7 +74,8 @@ def movable(entries: Entries, ranges: Iterable[tuple[int, int]], *, empty: bool,
     spans = count_spans(entries.where(~huge))
     is_zero, is_mixed = spans.zero == PTRS_PER_PTE, (spans.zero > 0) & (spans.zero < PTRS_PER_PTE)
     clean = (spans.guard + spans.other == 0) & ((is_zero & zero) | (is_mixed & mixed))
-    blocked = np.union1d(spans.number[~clean], _huge_spans(entries.where(huge)))
+    # Not np.union1d(): that imports numpy.ma, while a process stands.
+    blocked = np.sort(np.concatenate((spans.number[~clean], _huge_spans(entries.where(huge)))))
     takes = spans.number[clean]
     counts = np.stack((is_zero[clean], is_mixed[clean])).astype(np.int64)
     runs = []

@@ -105,6 +105,8 @@ class Target:
         self._lines = self.text.splitlines(keepends=True)
         cave = find_cave(self.memory, self.maps)
         if cave is None:
+            if not os.pread(self.pagemap, 8, 0):  # of an mm that is gone, whose memory reads as nothing
+                raise ProcessLookupError(self.pid)
             raise Refused("room", f"{self.pid}: no page of its program text has room for the stub")
         self.cave: Cave = cave
 

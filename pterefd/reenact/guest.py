@@ -13,12 +13,14 @@ import lzma
 import os
 import select
 import shutil
+import stat
 import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import IO
 
 from pterefd.errors import BadInput, Missing
@@ -39,20 +41,32 @@ INIT = 0xFF  # whom a message on the wire is for, beside the slots
 # -- what the guest boots ------------------------------------------------------------------------
 
 
-def initramfs(init: Path) -> bytes:
-    """A cpio archive (newc, see the kernel's buffer-format.rst) of init and of the devices that it uses."""
+def initramfs(init: Path, files: Mapping[str, Path] = MappingProxyType({})) -> bytes:
+    """A cpio archive (newc, see the kernel's buffer-format.rst) of init and of the devices that it uses.
+
+    files: more, absolute names in the guest -> files and symbolic links of this machine.
+    """
     archive = bytearray()
 
-    def add(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+    def add(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0), mtime: int = 0) -> None:
         number = len(archive)  # any that differs from the others
-        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0)
+        fields = (number, mode, 0, 0, 1, mtime, len(data), 0, 0, *device, len(name) + 1, 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
         archive.extend(head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4))
 
-    for directory in ("dev", "proc"):
+    parents = {str(parent)[1:] for name in files for parent in PurePosixPath(name).parents}
+    for directory in sorted((parents - {""}) | {"dev", "proc", "tmp"}):
         add(directory, 0o040755)
+    for name, path in files.items():
+        if path.is_symlink():
+            add(name[1:], stat.S_IFLNK | 0o777, os.fsencode(path.readlink()))
+        else:
+            status = path.stat()
+            add(name[1:], status.st_mode, path.read_bytes(), mtime=int(status.st_mtime))
     add("dev/console", 0o020600, device=(5, 1))
     add("dev/ttyS1", 0o020600, device=(4, 65))
+    add("dev/null", 0o020666, device=(1, 3))
+    add("dev/urandom", 0o020666, device=(1, 9))
     add("init", 0o100755, init.read_bytes())
     add("TRAILER!!!", 0)
     return bytes(archive)
@@ -106,10 +120,20 @@ class Guest(Kernel):
     """A running guest: use as a context manager, which ends it. One group of agents at a time runs in it.
 
     image: a bzImage, or a Debian package with one.  memory_mb: the guest's.  append: more for its command line.
+    cpu, cpus: qemu's model, and how many.  files: more for its root, as initramfs() takes them.
     BadInput: it is no kernel, or does not boot.  Missing: no qemu.
     """
 
-    def __init__(self, image: Path, *, memory_mb: int = 2048, append: str = "") -> None:
+    def __init__(
+        self,
+        image: Path,
+        *,
+        memory_mb: int = 2048,
+        append: str = "",
+        cpu: str = "qemu64",
+        cpus: int = 1,
+        files: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
         self.image = image
         self._scratch = tempfile.TemporaryDirectory(prefix="pterefd-guest-")
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -117,12 +141,12 @@ class Guest(Kernel):
         self._lines: dict[int, bytes] = {}
         self._programs: set[str] = set()
         try:
-            self._boot(memory_mb, append)
+            self._boot(memory_mb, append, cpu, cpus, files)
         except BaseException:
             self.close()
             raise
 
-    def _boot(self, memory_mb: int, append: str) -> None:
+    def _boot(self, memory_mb: int, append: str, cpu: str, cpus: int, files: Mapping[str, Path]) -> None:
         scratch = Path(self._scratch.name)
         try:
             kernel = unpack_kernel(self.image, scratch) if self.image.suffix == ".deb" else self.image
@@ -132,7 +156,7 @@ class Guest(Kernel):
             raise BadInput(f"{self.image}: {error.strerror}") from None
         if shutil.which(QEMU) is None:
             raise Missing(f"{QEMU}: not found (Debian: apt-get install qemu-system-x86)")
-        (scratch / "initramfs").write_bytes(initramfs(build_init()))
+        (scratch / "initramfs").write_bytes(initramfs(build_init(), files))
         self._console = scratch / "console"
         # rootfstype: the root is a ramfs, not a tmpfs.  panic: a kernel that panics ends, for -no-reboot.
         # no_timer_check: on a busy machine the emulated timer comes too late for check_timer (arch/x86 io_apic.c).
@@ -140,8 +164,8 @@ class Guest(Kernel):
         self._qemu = subprocess.Popen(
             [
                 *(QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-                *("-accel", "tcg", "-cpu", "qemu64", "-m", str(memory_mb), "-kernel", str(kernel)),
-                *("-initrd", str(scratch / "initramfs"), "-append", line),
+                *("-accel", "tcg", "-cpu", cpu, "-smp", str(cpus), "-m", str(memory_mb)),
+                *("-kernel", str(kernel), "-initrd", str(scratch / "initramfs"), "-append", line),
                 *("-chardev", f"file,id=console,path={self._console}", "-device", "isa-serial,chardev=console"),
                 *("-chardev", "stdio,id=wire,signal=off", "-device", "isa-serial,chardev=wire"),
             ],
@@ -225,7 +249,7 @@ class Guest(Kernel):
         while b"\n" not in self._lines.get(slot, b""):
             sender, message = self._message(deadline)
             if not message:
-                raise AgentError(f"slot {slot}: closed")
+                raise self._died(f"slot {slot}: closed")
             self._lines[sender] = self._lines.get(sender, b"") + message
         line, _, self._lines[slot] = self._lines[slot].partition(b"\n")
         return line
@@ -264,8 +288,16 @@ class Guest(Kernel):
             self._programs.add(name)
         return name
 
+    def start(self, program: str, argument: str) -> None:
+        """Start a program of `files`. Its descriptor 10 leads here: line(0), send(0, ...)."""
+        self.ask(b"a 1 %s %s" % (argument.encode(), program.encode()))
+
     def agents(self, agent: Path | None = None, *, thp: bool = False, slots: int = SLOTS) -> AgentGroup:
         return GuestGroup(self, self._install(agent or build_agent()), thp=thp, slots=slots)
+
+    def console(self) -> str:
+        """What its kernel and its programs have said."""
+        return self._console.read_text(errors="replace")
 
     def end_agents(self) -> None:
         """Kill every agent."""

@@ -19,18 +19,18 @@ SPAN = 1 << procmem.SPAN_SHIFT
 
 
 @cache
-def built(name: str) -> Path:
-    """NAME.c, compiled."""
+def built(name: str, *more: str) -> Path:
+    """NAME.c, compiled. more: flags."""
     directory = Path(mkdtemp(prefix="pterefd-freeing-"))
     directory.chmod(0o755)
     out = directory / name
-    flags = ["-O2", "-Wall", "-Wno-unused-result", "-Wno-format-truncation", "-pthread"]
+    flags = ["-O2", "-Wall", "-Wno-unused-result", "-Wno-format-truncation", "-pthread", *more]
     subprocess.run(["gcc", *flags, "-o", out, HERE / f"{name}.c"], check=True)
     return out
 
 
 class Known:
-    """known.c: a process with so many spans of each kind, and a second thread that is busy."""
+    """known.c: a process with so many spans of each kind, and a second thread that is busy. program: it, compiled."""
 
     def __init__(
         self,
@@ -41,8 +41,9 @@ class Known:
         *,
         busy: bool = False,
         user: int | None = None,
+        program: Path | None = None,
     ) -> None:
-        words = [str(built("known")), *map(str, (empty, zero, mixed, data)), *(["busy"] if busy else [])]
+        words = [str(program or built("known")), *map(str, (empty, zero, mixed, data)), *(["busy"] if busy else [])]
         self.spans = empty + zero + mixed + data
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user)
         self.start = int(self._line(), 16)
