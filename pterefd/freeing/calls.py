@@ -142,5 +142,14 @@ def _has_timeout(tgid: int, fd: int, receiving: bool) -> bool:
 
 def switches(tgid: int, tid: int) -> int:
     """How often a thread was given a CPU: while that is the same, it sleeps in the same call."""
+    return _schedstat(tgid, tid)[2]
+
+
+def cpu_time(tgid: int, tid: int) -> int:
+    """Nanoseconds for which a thread has run, as of the last tick."""
+    return _schedstat(tgid, tid)[0]
+
+
+def _schedstat(tgid: int, tid: int) -> list[int]:
     with open(f"/proc/{tgid}/task/{tid}/schedstat", encoding="ascii") as file:
-        return int(file.read().split()[2])
+        return [int(word) for word in file.read().split()]

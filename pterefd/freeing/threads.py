@@ -13,13 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pterefd.freeing import stub
-from pterefd.freeing.calls import BEGUN_AGAIN, Kind, call_of, switches
+from pterefd.freeing.calls import BEGUN_AGAIN, Kind, call_of, cpu_time, switches
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.live import procmem, ptrace
 from pterefd.live.ptrace import Regs
 
 FRESH_SECONDS = 0.01  # a call with a timeout that began so recently may begin again
 _WATCH_SECONDS = 0.02  # a thread is watched so long before it is stopped
+_CUT_NS = 20_000_000  # a thread has run so long since it was seen in a call that would be cut short
+_SEEN_NS = 1_000_000  # ... since it was first looked at, where it was never seen asleep
 _LOOK_SECONDS = 0.001
 _LINGER_SECONDS = 5.0
 _POLL_SECONDS = 20e-6
@@ -51,7 +53,7 @@ class Threads:
         self._dead: set[int] = set()  # listed as long as nobody has waited for them
         self.stopped: dict[int, Stopped] = {}
         self._began: dict[int, tuple[int, float]] = {}  # switches of a thread in a timed call, since when at the latest
-        self._cut: dict[int, float] = {}  # when a thread was last seen in a call that a stop would cut short
+        self._clear: dict[int, int] = {}  # the CPU time from which on a thread is no longer in a call it was seen in
 
     def wait_for_a_moment(self, patience: float) -> None:
         """Until no thread is, or is likely to be soon, in a call that a stop would cut short or lengthen.
@@ -75,17 +77,29 @@ class Threads:
             call = call_of(tgid, tid)
             if call.kind is Kind.FREE:
                 self._began.pop(tid, None)
-                # It may enter the next such call at once, between this look and the stop.
-                if not call.sleeps and now - self._cut.get(tid, -1.0) < _WATCH_SECONDS:
-                    return f"thread {tid} is often in calls that a stop would cut short"
+                if not call.sleeps:
+                    return self._not_asleep(tgid, tid)
+                self._clear.setdefault(tid, 0)
                 return None
             if call.kind is Kind.CUT_SHORT:
-                self._cut[tid] = now
+                self._clear[tid] = cpu_time(tgid, tid) + _CUT_NS
             elif self._fresh(tgid, tid, now, looked):
                 return None
         except _GONE:
             return None
         return f"thread {tid} is in {call.text}, which a stop would change"
+
+    def _not_asleep(self, tgid: int, tid: int) -> str | None:
+        """Why a thread that runs, or was woken and waits for a CPU, is not to be stopped now.
+
+        It may still be in the call that it slept in, or enter the next such call between this look and the stop. How
+        much it has run tells, not how long ago that was: on a busy machine it may not have run at all.
+        """
+        used = cpu_time(tgid, tid)
+        if used >= self._clear.get(tid, 0):
+            self._clear.setdefault(tid, used + _SEEN_NS)
+            return None
+        return f"thread {tid} may be in a call that a stop would cut short"
 
     def _fresh(self, tgid: int, tid: int, now: float, looked: float) -> bool:
         """Whether its timed call began FRESH_SECONDS ago at most."""

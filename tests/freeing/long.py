@@ -147,9 +147,11 @@ def torture(words: Sequence[str], seconds: float, stop: float, figures: Figures,
             figures.labels[found.label] += 1
         if found.label == "ended":
             figures.ended.append(f"{' '.join(words) or 'all'}: {found.put_off}")
-        # It may be about to end; and a tracer that was killed may not be quite gone.
-        if found.refused and time.monotonic() < end and not (killer and found.label in ("traced", "ptrace")):
-            figures.wrong.append(found.refused)
+        # A tracer that was killed may not be quite gone; and a program that has found something wrong ends.
+        if found.refused and not (killer and found.label in ("traced", "ptrace")):
+            time.sleep(0.2)
+            if process.poll() is None:
+                figures.wrong.append(found.refused)
     if killer is not None:
         killer.close()
     try:
