@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench torture-live recordings record-programs oracle oracle-kernels lock docs dashboards scenarios wheel clean
+.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench torture-live recordings record-programs oracle oracle-kernels free-kernels lock docs dashboards scenarios wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -120,6 +120,10 @@ oracle-kernels: setup setup-test ## the oracle on Debian's 6.1 and 6.12 in qemu:
 	@PYTHON='$(PYTHON)' setup/packages.sh guests
 	@images=$$(setup/kernels.sh bookworm trixie) && $(BIN)/python -m tests.kernel.kernels \
 	    $(if $(SEED),--seed $(SEED)) $(if $(RESULTS),--results $(RESULTS)) $$images
+
+free-kernels: setup setup-test ## freeing on Debian's 6.1 and 6.12 in qemu: downloads them; about five minutes
+	@PYTHON='$(PYTHON)' setup/packages.sh guests
+	@images=$$(setup/kernels.sh bookworm trixie) && $(BIN)/python -m tests.freeing.kernels $$images
 
 # -- made files ---------------------------------------------------------------------
 

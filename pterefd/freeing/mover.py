@@ -30,7 +30,8 @@ class Mover:
     """One thread's stub.
 
     memory, pagemap: descriptors of the process's.  scratch: where runs are moved to, as far from `low` there as they
-    are where they come from.  table: where the list is mapped; both are free now.
+    are where they come from.  table: where the list is mapped; both are free now.  wait: seconds for which the thread
+    waits to be spoken to.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Mover:
         scratch: int,
         table: int,
         runs: Sequence[Run],
+        wait: float,
     ) -> None:
         self._threads = threads
         self.thread = thread
@@ -57,12 +59,13 @@ class Mover:
         self._length = length
         self._table = table
         self._runs = runs
+        self._wait = wait
         self._sleeps = os.open(f"/proc/{thread.tid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
         self._inside = False
         self._mask = ptrace.signal_mask(thread.tid) or 0
         self._table_bytes = -(-self._results_at(len(runs)) // PAGE) * PAGE
         home = stub.as_restarted(thread.regs)
-        self._stub = stub.placed(cave.address, home, self._mask, table, self._table_bytes)
+        self._stub = stub.placed(cave.address, home, self._mask, table, self._table_bytes, wait)
 
     def _results_at(self, runs: int) -> int:
         """How many bytes a list of so many runs takes, with the results."""
@@ -182,7 +185,7 @@ class Mover:
         """Run it to one of its waits, and stop it there."""
         tid = self.thread.tid
         ptrace.cont(tid)
-        end = time.monotonic() + stub.WAIT_NS / 2e9
+        end = time.monotonic() + self._wait / 2
         asked = False
         while True:
             if not asked and (self._is_waiting(until) or time.monotonic() > end):

@@ -14,7 +14,7 @@ from typing import NoReturn
 from pterefd.errors import Missing
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.spans import SPAN
-from pterefd.freeing.stop import Stop, Target, Wanted, one_stop
+from pterefd.freeing.stop import HANG_SECONDS, Stop, Target, Wanted, one_stop
 from pterefd.live import procmem, ptrace
 from pterefd.live.procmem import PAGE
 from pterefd.live.scan import start_time
@@ -22,7 +22,7 @@ from pterefd.live.scan import start_time
 _SPANS = 16
 _WITH_DATA = (0, 7, 15)
 _ATTEMPTS = 3  # of a child that is to stand still within a short time, on a machine that may be busy
-_STOP_SECONDS = 0.1
+_STOP = 0.1  # of the seconds after which a stop hangs
 
 
 class _Unwatched:
@@ -31,18 +31,21 @@ class _Unwatched:
     def going(self) -> None: ...
 
 
-def prove() -> Stop:
-    """Free from a child and see that its page tables are gone and its memory is as it was. Missing, Refused, PutOff."""
+def prove(hang: float = HANG_SECONDS) -> Stop:
+    """Free from a child and see that its page tables are gone and its memory is as it was. Missing, Refused, PutOff.
+
+    hang: seconds after which a stop hangs.
+    """
     for attempt in range(_ATTEMPTS):
         try:
-            return _once()
+            return _once(hang)
         except PutOff:
             if attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError
 
 
-def _once() -> Stop:
+def _once(hang: float) -> Stop:
     ready, told = os.pipe()
     go, goes = os.pipe()
     child = os.fork()
@@ -62,7 +65,8 @@ def _once() -> Stop:
                 Wanted(empty=True, zero=procmem.tells_zero_pages(), mixed=False),
                 _Unwatched(),
                 patience=1.0,
-                seconds=_STOP_SECONDS,
+                seconds=_STOP * hang,
+                hang=hang,
             )
         finally:
             target.close()

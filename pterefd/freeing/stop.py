@@ -23,6 +23,8 @@ from pterefd.live.scan import start_time
 
 _GIB = 1 << GIB_SHIFT
 _TABLE_ROOM = 1 << 22  # for the list, whatever its length
+HANG_SECONDS = 1.0  # a worker that waits for a CPU could not be ended without one either
+_WAIT = 0.2  # of that, for which the stub waits for its tracer
 _LOWEST = 1 << 32  # scratch addresses are far from where programs are linked to
 _RANGE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 
@@ -136,10 +138,12 @@ def one_stop(
     *,
     patience: float,
     seconds: float,
+    hang: float = HANG_SECONDS,
 ) -> Stop:
     """Free what can be in ranges, whole spans of `target.ranges` in ascending order, within one window.
 
     patience: seconds to wait for a moment at which no call would be changed.  seconds: for all threads to stop.
+    hang: seconds after which the watchdog ends it; what it makes a thread do ends by itself before that.
     Refused, PutOff: nothing was done; this process has to end then, so that threads that were about to stop go on.
     """
     low = ranges[0][0] // _GIB * _GIB
@@ -194,6 +198,7 @@ def one_stop(
         scratch=scratch,
         table=table,
         runs=runs,
+        wait=_WAIT * hang,
     )
     try:
         mover.enter()

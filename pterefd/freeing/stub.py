@@ -36,7 +36,6 @@ _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 
 # A wait's number is its first argument, which ppoll does not look at where there are no descriptors.
 READY, LOOK, DONE = 1, 2, 3
-WAIT_NS = 200_000_000
 
 # include/linux/errno.h: what a call that a stop has interrupted returns, for the kernel alone.
 EINTR, ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 4, 512, 513, 514, 516
@@ -91,10 +90,11 @@ class Placed(NamedTuple):
     end: int
 
 
-def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int) -> Placed:
+def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int, seconds: float) -> Placed:
     """The stub for a thread, to be written at an address that is a multiple of 8.
 
     regs: as it shall go on.  mask: its signal mask.  table: where it maps the list that it is given next.
+    seconds: that it waits for its tracer.
     """
     saved = struct.pack("<15Q5Q", *(getattr(regs, name) for name in (*_SAVED, *_FRAME)))
     data = address + len(CODE) + _SAVED_BYTES
@@ -111,7 +111,7 @@ def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int) ->
         record(SYS_PPOLL, DONE, *wait),
         struct.pack("<q", _END),
     )
-    image = CODE + saved + struct.pack("<Qqq", mask, 0, WAIT_NS) + b"".join(records)
+    image = CODE + saved + struct.pack("<Qqq", mask, *divmod(round(seconds * 1e9), 10**9)) + b"".join(records)
     return Placed(image, address, first, first + 2 * RECORD + 8, end)
 
 

@@ -26,7 +26,7 @@ from pterefd.freeing import refuse
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.pace import Pace, within
 from pterefd.freeing.proof import prove
-from pterefd.freeing.stop import Stop, Target, Wanted, Watchdog, one_stop
+from pterefd.freeing.stop import HANG_SECONDS, Stop, Target, Wanted, Watchdog, one_stop
 from pterefd.live.procmem import PAGE
 from pterefd.live.scan import scan
 
@@ -39,7 +39,6 @@ _LATER = frozenset({"call", "sleep", "slow", "changed", "rseq", "stub"})  # why 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.002
 _told_to_end: list[bool] = []
-_MOST_SECONDS = 1.0  # a worker that hangs is ended; one that waits for a CPU could not be ended without one either
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Request:
     """What is to be freed. spans: ranges to look in, None for all.  kinds: of KINDS.  most: bytes, None for no limit.
 
     stop: seconds that a process may stand at a time.  seconds: for all of it.  writers: of refuse.WRITERS that may be
-    there.
+    there.  hang: seconds after which a stop is ended, as it hangs: more on machines that are very slow.
     """
 
     pid: int
@@ -59,6 +58,7 @@ class Request:
     seconds: float = math.inf
     patience: float = PATIENCE_SECONDS
     writers: tuple[str, ...] = ()
+    hang: float = HANG_SECONDS
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ def _try(request: Request, at: int, end: float, freed: Freed) -> int:
                 if not (part := answers.read(1 << 16)):
                     break
                 parts.append(part)
-            elif not late and clock.standing() > _MOST_SECONDS:
+            elif not late and clock.standing() > request.hang:
                 late = True
                 os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -172,7 +172,7 @@ def _try(request: Request, at: int, end: float, freed: Freed) -> int:
             freed.add(stop)
             at = stop.end
     if late:
-        freed.put_off, freed.label = f"{request.pid}: a stop took more than {_MOST_SECONDS:g} s and was ended", "ended"
+        freed.put_off, freed.label = f"{request.pid}: a stop took more than {request.hang:g} s and was ended", "ended"
     elif status:
         raise PterefdError(f"{request.pid}: freeing ended by itself, with status {os.waitstatus_to_exitcode(status)}")
     return at
@@ -191,7 +191,7 @@ def _child(request: Request, at: int, end: float, clock: _Clock, writer: int, pa
                 os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
             refused = put_off = label = ""
             try:
-                prove()
+                prove(request.hang)
                 for stop in stops(request, at, end, clock):
                     _say(writer, asdict(stop))
             except Refused as error:
@@ -211,13 +211,13 @@ def _child(request: Request, at: int, end: float, clock: _Clock, writer: int, pa
         os._exit(code)
 
 
-def prove_apart() -> None:
+def prove_apart(hang: float = HANG_SECONDS) -> None:
     """The proof, in a process of its own: this one is no tracer. PterefdError with the reason where it fails."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            prove()
+            prove(hang)
         except PterefdError as error:
             os.write(writer, str(error).encode())
         except BaseException as error:
@@ -254,7 +254,9 @@ def stops(request: Request, at: int, end: float, watchdog: Watchdog) -> Iterator
         if not ranges:
             return
         try:
-            stop = one_stop(target, ranges, wanted, watchdog, patience=request.patience, seconds=request.stop)
+            stop = one_stop(
+                target, ranges, wanted, watchdog, patience=request.patience, seconds=request.stop, hang=request.hang
+            )
         except PutOff as error:
             put_off += 1
             if put_off == _TRIES or error.label not in ("changed", "rseq"):

@@ -2,8 +2,9 @@
 
     python -m tests.freeing.kernels [--torture SECONDS] IMAGE...
 
-prints a line for each check that inside.py makes in the guest, then rows of the table of docs/live.md, and exits 1 where something is not as it must be. IMAGE: a bzImage, or a Debian package with one. The guest has this
-very Python, numpy and pterefd: the files that they have open or loaded here.
+prints a line for each check that inside.py makes in the guest, then rows for the table of docs/live.md, and exits 1
+where something is not as it must be. IMAGE: a bzImage, or a Debian package with one. The guest has this very Python,
+numpy and pterefd: the files that they have loaded here.
 """
 
 from __future__ import annotations
