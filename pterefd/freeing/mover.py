@@ -126,7 +126,11 @@ class Mover:
 
     def entries_moved(self) -> procmem.Entries:
         """What is found where the runs were moved to."""
-        return procmem.read_ranges(self._pagemap, [(self._scratch, self._scratch + self._length)])
+        if procmem.scan_abilities():
+            ranges = [(self._scratch, self._scratch + self._length)]
+        else:  # the file has 8 bytes for each page of what was only reserved, too
+            ranges = [(run.start + self._shift, run.end + self._shift) for run in self._runs]
+        return procmem.read_ranges(self._pagemap, ranges)
 
     def move_back(self, pieces: Sequence[tuple[int, int]]) -> None:
         """Let it move these back, (start, end) where they are now; the pages there that were written since are kept."""
