@@ -200,8 +200,8 @@ class Mover:
             if sig != signal.SIGSTOP:
                 ptrace.set_registers(self.thread.tid, self.thread.regs)
                 raise PutOff("stub", f"thread {self.thread.tid} was given {signal.Signals(sig).name} inside the stub")
-            self.thread.sig, self.thread.grouped = sig, False
-            ptrace.cont(self.thread.tid)
+            # The process is stopped from now on, but for this thread until it is let go: SIGCONT may still undo that.
+            ptrace.cont(self.thread.tid, sig)
             return False
         if not inside:
             self.thread.changed = False

@@ -66,7 +66,7 @@ class Server:
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _read(self, connection: socket.socket) -> None:
-        """Take in what has come. The first request alone is answered: who asks waits for that, others come in between."""
+        """Take in what has come, one request at a time: who asks waits for the answer, and others come in between."""
         try:
             part = connection.recv(1 << 16)
             parts = self._parts[connection]

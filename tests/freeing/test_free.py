@@ -460,3 +460,24 @@ def test_a_stub_that_a_worker_left_is_waited_out(monkeypatch: pytest.MonkeyPatch
         assert one.free(patience=10.0).label == ""
         assert scan(one.pid).use.reclaimable == 0  # type: ignore[union-attr]
         one.check(read=True)
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_process_that_is_stopped_inside_the_stub_stays_so(continued: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Mover.entries_moved
+
+    def stops(mover: Mover) -> procmem.Entries:
+        if mover.thread.tid == one.pid:
+            os.kill(one.pid, signal.SIGSTOP)
+            if continued:
+                os.kill(one.pid, signal.SIGCONT)
+        return look(mover)
+
+    with known(50, 0, 0, 3) as one:
+        monkeypatch.setattr(Mover, "entries_moved", stops)
+        assert one.free(stop=0.1).freed == 50 * PAGE
+        if not continued:
+            assert os.waitpid(one.pid, os.WUNTRACED)[0] == one.pid
+            assert procmem.read_status(one.pid).state == "T"
+            one.process.send_signal(signal.SIGCONT)
+        one.check(read=True)
