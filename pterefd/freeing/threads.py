@@ -175,18 +175,27 @@ class Threads:
                 raise PutOff("stub", f"thread {thread.tid} is still in the stub of a worker that has ended")
 
     def choose(self, memory: int) -> Stopped:
-        """The thread that is to run the stub: one that sleeps, where there is one. PutOff where none may.
+        """The thread that is to run the stub: one that sleeps, where there is one. PutOff, Refused where none may.
 
         memory: a descriptor of /proc/PID/mem.
         """
-        best = None
+        best, why = None, ""
         for thread in self.stopped.values():
-            if not thread.grouped or thread.sig or (thread.regs.call < 0 and _in_rseq(memory, thread)):
+            sleeps = thread.regs.call >= 0 and -thread.regs.result in _RESTARTS
+            if not thread.grouped or thread.sig or not (sleeps or thread.regs.call < 0):
                 continue
-            if thread.regs.call >= 0 and -thread.regs.result in _RESTARTS:
+            if best is not None and not sleeps:
+                continue
+            if not sleeps and _in_rseq(memory, thread):
+                continue
+            if label := _filtered(thread.tid):
+                why = label
+                continue
+            if sleeps:
                 return thread
-            if thread.regs.call < 0:
-                best = best or thread
+            best = thread
+        if best is None and why:
+            raise Refused(why, f"{self._tgids[0]}: the calls of its threads are filtered ({why})")
         if best is None:
             raise PutOff("rseq", "every thread is in a critical section, or about to take a signal")
         return best
@@ -220,6 +229,17 @@ class Threads:
 
 
 _RESTARTS = (stub.ERESTARTSYS, stub.ERESTARTNOINTR, stub.ERESTARTNOHAND, stub.ERESTART_RESTARTBLOCK)
+
+
+def _filtered(tid: int) -> str:
+    """Why a stopped thread may not make any call, "" where it may: what a look before the stop saw may be over."""
+    if ptrace.dispatches_calls(tid):
+        return "dispatch"
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            return "seccomp" if any(line.startswith(b"Seccomp:") and int(line[8:]) for line in file) else ""
+    except _GONE:
+        return "gone"
 
 
 def _in_rseq(memory: int, thread: Stopped) -> bool:

@@ -193,6 +193,21 @@ REFUSED = {
 }
 
 
+# Empty PTE pages, after what a process is set up with.
+HAS_EMPTY = (
+    "\nm = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    "for at in range(0, 64 << 20, 1 << 20): m[at] = 1; m.madvise(mmap.MADV_DONTNEED, at, 4096)"
+)
+
+
+def compiled(name: str, source: str) -> Path:
+    """A small program."""
+    path = built("known").parent / f"{name}.c"
+    path.write_text(source)
+    subprocess.run(["gcc", "-w", "-o", path.with_suffix(""), path], check=True)
+    return path.with_suffix("")
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refuses(kind: str) -> None:
     label = "writers" if kind in WRITERS else kind
@@ -298,10 +313,7 @@ def test_puts_off_a_vfork_parent() -> None:
         "for (int i = 0; i < 64; i++) { m[i << 20] = 1; madvise(m + (i << 20), 4096, MADV_DONTNEED); }\n"
         'puts("ready"); fflush(stdout); if (vfork() == 0) { sleep(3); _exit(0); } return 0; }\n'
     )
-    path = built("known").parent / "vforks.c"
-    path.write_text(source)
-    subprocess.run(["gcc", "-w", "-o", path.with_suffix(""), path], check=True)
-    process = subprocess.Popen([path.with_suffix("")], stdout=subprocess.PIPE)
+    process = subprocess.Popen([compiled("vforks", source)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     time.sleep(0.2)
@@ -481,3 +493,43 @@ def test_a_process_that_is_stopped_inside_the_stub_stays_so(continued: bool, mon
             assert procmem.read_status(one.pid).state == "T"
             one.process.send_signal(signal.SIGCONT)
         one.check(read=True)
+
+
+def test_a_filter_that_comes_meanwhile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at before the stop, and there in it: the thread that would run the stub would be ended."""
+    monkeypatch.setattr("pterefd.freeing.refuse._check_thread", lambda *_: None)
+    with sleeping(REFUSED["seccomp"] + HAS_EMPTY) as pid:
+        freed = free(Request(pid, start_time(pid), stop=0.5))
+        assert (freed.label, freed.stops) == ("seccomp", 0), freed
+
+
+def test_threads_whose_calls_become_signals_are_left_alone() -> None:
+    """prctl(PR_SET_SYSCALL_USER_DISPATCH), with a selector that lets calls through now."""
+    setup = "selector = ctypes.c_char(0); assert libc.prctl(59, 1, 0, 0, ctypes.byref(selector)) == 0"
+    with sleeping(setup + HAS_EMPTY) as pid:
+        freed = free(Request(pid, start_time(pid), stop=0.5))
+        assert (freed.label, freed.stops) == ("dispatch", 0), freed
+
+
+def test_refuses_for_who_shares_its_memory() -> None:
+    """A process of clone(CLONE_VM) with a filter of its own; the thread of the other is busy."""
+    source = (
+        "#define _GNU_SOURCE\n#include <linux/seccomp.h>\n#include <sched.h>\n#include <signal.h>\n#include <stdio.h>\n"
+        "#include <sys/mman.h>\n#include <sys/prctl.h>\n#include <unistd.h>\n"
+        "static char stack[65536]; static volatile int ready;\n"
+        "static int other(void *_) { prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT); ready = 1; char c; read(0, &c, 1);\n"
+        "for (;;); }\n"
+        "int main(void) { char *m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);\n"
+        "for (int i = 0; i < 64; i++) { m[i << 20] = 1; madvise(m + (i << 20), 4096, MADV_DONTNEED); }\n"
+        "int pid = clone(other, stack + sizeof stack, CLONE_VM | SIGCHLD, 0); while (!ready);\n"
+        'printf("%d\\n", pid); fflush(stdout); alarm(60); for (;;); }\n'
+    )
+    process = subprocess.Popen([compiled("shares", source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    other = int(process.stdout.readline())
+    freed = free(Request(process.pid, start_time(process.pid), stop=0.5))
+    assert (freed.label, freed.stops) == ("seccomp", 0), freed
+    assert procmem.read_status(other).state not in "ZX"
+    os.kill(other, signal.SIGKILL)
+    process.kill()
+    process.communicate()
