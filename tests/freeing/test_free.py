@@ -20,8 +20,9 @@ from pterefd.errors import PterefdError
 from pterefd.freeing import stub
 from pterefd.freeing.errors import PutOff
 from pterefd.freeing.mover import Mover
+from pterefd.freeing.proof import _Unwatched
 from pterefd.freeing.refuse import WRITERS
-from pterefd.freeing.stop import Target
+from pterefd.freeing.stop import Target, Wanted, one_stop
 from pterefd.freeing.threads import Threads
 from pterefd.freeing.work import KINDS, Request, free, prove_apart
 from pterefd.live import procmem
@@ -532,4 +533,69 @@ def test_refuses_for_who_shares_its_memory() -> None:
     assert procmem.read_status(other).state not in "ZX"
     os.kill(other, signal.SIGKILL)
     process.kill()
+    process.communicate()
+
+
+def test_what_had_data_is_back_before_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of the process may be told by the writer, and read or write there at once."""
+    seen = []
+    look, let_go = Mover.entries_moved, Threads.let_go
+
+    def looks(mover: Mover) -> procmem.Entries:
+        if mover.thread.tid == one.pid:
+            os.pwrite(mover._memory, b"there", mover._runs[0].start + mover._shift)  # as one that had come before
+        return look(mover)
+
+    def goes(threads: Threads, but: int = 0) -> None:
+        if but == one.pid:
+            with Path(f"/proc/{one.pid}/mem").open("rb") as memory:
+                memory.seek(one.start)
+                os.write(writer, memory.read(5))
+        let_go(threads, but)
+
+    with known(20, 0, 0, 0) as one:
+        reader, writer = os.pipe()
+        monkeypatch.setattr(Mover, "entries_moved", looks)
+        monkeypatch.setattr(Threads, "let_go", goes)
+        freed = one.free(stop=0.5, spans=((one.start, one.start + 20 * SPAN),))
+        os.close(writer)
+        with os.fdopen(reader, "rb") as said:
+            seen = said.read()
+        assert (freed.back, seen[:5]) == (1, b"there"), freed
+        with Path(f"/proc/{one.pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(one.start)
+            assert memory.read(5) == b"there"
+
+
+@pytest.mark.parametrize("event", ["comes", "execs"])
+def test_who_shares_its_memory_is_known_in_the_stop(event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes after the look is not stopped; one that runs another program has not the stub in its memory."""
+    source = (
+        "#define _GNU_SOURCE\n#include <sched.h>\n#include <signal.h>\n#include <stdio.h>\n#include <sys/mman.h>\n"
+        "#include <unistd.h>\nstatic char stack[65536];\n"
+        'static int other(void *_) { char c; read(0, &c, 1); execl("/bin/sleep", "sleep", "60", NULL); return 1; }\n'
+        "int main(int argc, char **argv) {\n"
+        "char *m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), c;\n"
+        "for (int i = 0; i < 64; i++) { m[i << 20] = 1; madvise(m + (i << 20), 4096, MADV_DONTNEED); }\n"
+        'if (argc > 1) { puts("ready"); fflush(stdout); read(0, &c, 1); }\n'
+        'printf("%d\\n", clone(other, stack + sizeof stack, CLONE_VM | SIGCHLD, 0)); fflush(stdout);\n'
+        "alarm(60); for (;;); }\n"
+    )
+    words = [compiled("comes", source), *(["x"] if event == "comes" else [])]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    first = process.stdout.readline()
+    target = Target(process.pid, start_time(process.pid))
+    process.stdin.write(b"x")
+    process.stdin.flush()
+    other = int(process.stdout.readline() if event == "comes" else first)
+    while event == "execs" and procmem.read_status(other).name != "sleep":
+        time.sleep(0.01)
+    with pytest.raises(PutOff, match="its memory"):
+        one_stop(target, target.ranges[:1], Wanted(True, True, True), _Unwatched(), patience=1.0, seconds=0.5)
+    target.close()
+    for pid in (other, process.pid):
+        assert procmem.read_status(pid).state not in "ZX"
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
