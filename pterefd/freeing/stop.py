@@ -150,9 +150,7 @@ def one_stop(
     threads = Threads(target.tgids)
     threads.wait_for_a_moment(patience)
     last = _last_pid()
-    if (
-        last != target.last
-    ):  # as nearly always: seen to before the stop, so that less is left in it
+    if last != target.last:  # as nearly always: seen to before the stop, so that less is left in it
         _check_sharers(target)
     watchdog.stopped()
     began = time.monotonic()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pterefd.freeing import stub
-from pterefd.freeing.calls import BEGUN_AGAIN, Kind, call_of, switches
+from pterefd.freeing.calls import BEGUN_AGAIN, Kind, call_of, is_cut_short, switches
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.live import procmem, ptrace
 from pterefd.live.ptrace import Regs
@@ -162,7 +162,9 @@ class Threads:
         grouped = ptrace.stop_event(status) == ptrace.PTRACE_EVENT_STOP
         if grouped and sig == signal.SIGTRAP:  # by PTRACE_INTERRUPT
             sig = 0
-        changed = regs.call in BEGUN_AGAIN and regs.result == -stub.EINTR
+        changed = (regs.call in BEGUN_AGAIN and regs.result == -stub.EINTR) or (
+            grouped and is_cut_short(regs.call, regs.rsi, regs.result)
+        )
         if changed:
             # The kernel itself begins it again, or ends it with EINTR where a signal has a handler.
             regs.rax = (1 << 64) - stub.ERESTARTNOHAND

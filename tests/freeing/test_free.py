@@ -599,3 +599,37 @@ def test_who_shares_its_memory_is_known_in_the_stop(event: str, monkeypatch: pyt
         assert procmem.read_status(pid).state not in "ZX"
         os.kill(pid, signal.SIGKILL)
     process.communicate()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "static const struct timespec t = {0, 100000000}; if (syscall(SYS_ppoll, 0, 0, &t, 0, 8)) return 1;",
+        "static char b[8 << 20]; if (getrandom(b, sizeof b, 0) != sizeof b) return 1;",
+        'int f = memfd_create("x", 0); if (fallocate(f, 0, 0, 64 << 20)) return 1; close(f);',
+    ],
+    ids=["ppoll", "getrandom", "fallocate"],
+)
+def test_calls_that_a_stop_ends_or_cuts_short_while_they_run(call: str) -> None:
+    source = (
+        "#define _GNU_SOURCE\n#include <fcntl.h>\n#include <stdio.h>\n#include <sys/mman.h>\n#include <sys/random.h>\n"
+        "#include <sys/syscall.h>\n#include <time.h>\n#include <unistd.h>\n"
+        'int main(void) { puts("ready"); fflush(stdout);\n'
+        f"for (time_t end = time(0) + 3; time(0) < end;) {{ {call} }} }}\n"
+    )
+    process = subprocess.Popen([compiled("calls", source)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    stopped = 0
+    while process.poll() is None:
+        threads = Threads([process.pid])
+        try:
+            threads.stop(1.0)
+            stopped += 1
+        except (PutOff, ProcessLookupError):
+            pass
+        threads.let_go()
+        threads.linger()
+        time.sleep(0.01)
+    process.communicate()
+    assert (process.returncode, stopped > 3) == (0, True)
