@@ -22,6 +22,7 @@ _RT_SIGTIMEDWAIT, _IO_GETEVENTS, _SEMTIMEDOP, _EPOLL_WAIT = 128, 208, 220, 232
 _SPLICE, _TEE, _VMSPLICE, _EPOLL_PWAIT, _ACCEPT4, _PWRITEV, _RECVMMSG = 275, 276, 278, 281, 288, 296, 299
 _SENDMMSG, _PROCESS_VM_READV, _PROCESS_VM_WRITEV, _GETRANDOM = 307, 310, 311, 318
 _COPY_FILE_RANGE, _PWRITEV2, _IO_PGETEVENTS, _IO_URING_ENTER, _CLONE3, _EPOLL_PWAIT2 = 326, 328, 333, 426, 435, 441
+_SELECT, _PSELECT6, _PPOLL, _FALLOCATE = 23, 270, 271, 285
 _CLOSE, _FSYNC, _EXECVE, _FDATASYNC, _EXECVEAT = 3, 74, 59, 75, 322
 
 # Of these a part may be done when they are interrupted, and they return that part.
@@ -70,7 +71,15 @@ _WITHOUT_TIMEOUT = frozenset({_SEMOP})
 _RECEIVING = frozenset({_READ, _READV, _RECVFROM, _RECVMSG, _ACCEPT, _ACCEPT4})
 _ON_SOCKETS = _RECEIVING | {_CONNECT}
 _FLAGS = {_RECVFROM: 3, _RECVMSG: 2}
-BEGUN_AGAIN = frozenset(_TIMEOUTS) | _WITHOUT_TIMEOUT | _ON_SOCKETS
+# Where what is left of their timeout cannot be written back (it lies in memory for reading) these end with EINTR, too
+# (fs/select.c poll_select_finish()); fallocate(2) may, and does the same once more.
+_RARELY = frozenset({_SELECT, _PSELECT6, _PPOLL, _FALLOCATE})
+BEGUN_AGAIN = frozenset(_TIMEOUTS) | _WITHOUT_TIMEOUT | _ON_SOCKETS | _RARELY
+
+
+def is_cut_short(number: int, length: int, result: int) -> bool:
+    """Whether a call that was stopped while it ran, which nobody saw it in, did a part only, and may do all anew."""
+    return number == _GETRANDOM and 0 <= result < length
 
 
 class Kind(enum.Enum):

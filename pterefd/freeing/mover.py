@@ -69,7 +69,7 @@ class Mover:
 
     def _results_at(self, runs: int) -> int:
         """How many bytes a list of so many runs takes, with the results."""
-        return (runs + 8 + BACK_PIECES + runs) * stub.RECORD + 8 * (runs + 1)
+        return (runs + 9 + BACK_PIECES + runs) * stub.RECORD + 8 * (runs + 1)
 
     # ---- the list ------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class Mover:
             stub.move(run.start, run.start + self._shift, run.end - run.start, result=results + 8 * i)
             for i, run in enumerate(self._runs)
         ]
-        records += [stub.wait_at(stub.timeout_of(self._stub)), b""]
+        records += [stub.wait_at(stub.LOOK, stub.timeout_of(self._stub)), b""]
         records[-1] = stub.jump(self._after_look + stub.RECORD)
         records += [stub.unmap(self._scratch, self._length), stub.jump(self._stub.end)]
         return b"".join(records)
@@ -141,9 +141,11 @@ class Mover:
         for start, end in pieces:
             self._merge(start, end)
         back = [stub.move(start, start - self._shift, end - start, back=True) for start, end in pieces]
+        back.append(stub.wait_at(stub.BACK, stub.timeout_of(self._stub)))
         back.append(stub.jump(self._after_look + stub.RECORD))
         os.pwrite(self._memory, b"".join(back), self._back_list)
         self._point(self._after_look + 8, self._back_list)
+        self._go_on(stub.BACK)
 
     def _merge(self, start: int, end: int) -> None:
         """Pages that somebody wrote again where they had been: both writes are kept, byte by byte."""
@@ -223,7 +225,7 @@ class Mover:
             if sig != signal.SIGSTOP:
                 self.thread.changed = True
                 raise PutOff("stub", f"thread {self.thread.tid} was given {signal.Signals(sig).name} inside the stub")
-            # Its process stops; the stub runs on all the same, as long as it is traced.
+            # The process is stopped from now on, but for this thread until it is let go: SIGCONT may still undo that.
             ptrace.cont(self.thread.tid, sig)
             return False
         if not inside:

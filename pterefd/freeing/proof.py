@@ -55,7 +55,7 @@ def _once(hang: float) -> Stop:
     os.close(go)
     try:
         address = int.from_bytes(os.read(ready, 8), "little")
-        target = Target(child, start_time(child))
+        target = Target(child, start_time(child), ours=True)
         try:
             first = -(-address // SPAN) * SPAN
             spans = [(first, first + _SPANS * SPAN)]

@@ -29,6 +29,8 @@ from pterefd.live.scan import read_cgroup, start_time
 MOST_BYTES = 8 << 20  # of a request
 MOST_SPANS = 1 << 16
 MOST_SECONDS = 10.0  # of a request: what is left is for the next one
+MOST_CONNECTIONS = 64
+_SEND_SECONDS = 1.0  # an answer is small: who does not take it is left
 _KEYS = {"pid", "start_time", "spans", "kinds", "most"}
 _MINUTE = 60.0
 
@@ -49,25 +51,32 @@ class Server:
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
-                    connection, _ = self._listener.accept()
-                    connection.settimeout(MOST_SECONDS)
-                    self._parts[connection] = bytearray()
-                    self._selector.register(connection, selectors.EVENT_READ)
+                    self._accept()
                 else:
                     assert isinstance(key.fileobj, socket.socket)
                     self._read(key.fileobj)
 
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        if len(self._parts) == MOST_CONNECTIONS:
+            connection.close()
+            return
+        connection.settimeout(_SEND_SECONDS)
+        self._parts[connection] = bytearray()
+        self._selector.register(connection, selectors.EVENT_READ)
+
     def _read(self, connection: socket.socket) -> None:
+        """Take in what has come, one request at a time: who asks waits for the answer, and others come in between."""
         try:
             part = connection.recv(1 << 16)
             parts = self._parts[connection]
             parts += part
-            if not part or len(parts) > MOST_BYTES:
+            line, end, rest = parts.partition(b"\n") if b"\n" in part else (parts, b"", b"")
+            if not part or len(parts) > MOST_BYTES or rest:
                 self._close(connection)
-            while b"\n" in parts:
-                line, _, rest = bytes(parts).partition(b"\n")
-                parts[:] = rest
-                connection.sendall(json.dumps(self.answer(line, peer(connection))).encode() + b"\n")
+            elif end:
+                self._parts[connection] = bytearray()
+                connection.sendall(json.dumps(self.answer(bytes(line), peer(connection))).encode() + b"\n")
         except OSError:
             self._close(connection)
 

@@ -19,6 +19,7 @@ from pterefd.freeing.stub import STUB_BYTES
 from pterefd.freeing.threads import Threads
 from pterefd.live import procmem
 from pterefd.live.procmem import GIB_SHIFT, USER_END
+from pterefd.live.ptrace import shares_mm
 from pterefd.live.scan import start_time
 
 _GIB = 1 << GIB_SHIFT
@@ -80,8 +81,10 @@ class Target:
     Raises Refused, and ProcessLookupError or FileNotFoundError where it is gone.
     """
 
-    def __init__(self, pid: int, start: int) -> None:
+    def __init__(self, pid: int, start: int, *, ours: bool = False) -> None:
+        """ours: a child of this process, whose filter of system calls is this process's own."""
         self.pid = pid
+        self.ours = ours
         self.start = start
         self.memory = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         self.pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -94,11 +97,14 @@ class Target:
             os.close(fd)
 
     def refresh(self) -> None:
-        """Look at it anew."""
+        """Look at it anew. PutOff where it runs another program now."""
+        self.last = _last_pid()  # before: who comes while it is looked at is to be noticed later
         self.tgids = sharers(self.pid)
         self.text = self.maps_text()
         self.maps = list(procmem.parse_maps(self.text.decode("utf-8", "surrogateescape").splitlines(keepends=True)))
         if not self.maps:
+            if start_time(self.pid) == self.start and procmem.read_maps(self.pid):
+                raise PutOff("changed", f"{self.pid}: runs another program now")
             raise ProcessLookupError(self.pid)
         flags = procmem.read_vm_flags(self.pid)
         self.locked = _locked_kb(self.pid)
@@ -153,9 +159,11 @@ def one_stop(
     if scratch is None:
         raise Refused("address space", f"{target.pid}: {length >> 30} GiB of addresses are not free anywhere")
     table = scratch + length + _GIB
-    last = _last_pid()
     threads = Threads(target.tgids)
     threads.wait_for_a_moment(patience)
+    last = _last_pid()
+    if last != target.last:  # as nearly always: seen to before the stop, so that less is left in it
+        _check_sharers(target)
     watchdog.stopped()
     began = time.monotonic()
     try:
@@ -181,7 +189,7 @@ def one_stop(
             watchdog.going()
             return done
         check_limits(target.pid, len(target.maps), runs, length)
-        executor = threads.choose(target.memory)
+        executor = threads.choose(target.memory, filtered=target.ours)
     except (PutOff, Refused, ProcessLookupError, FileNotFoundError):
         threads.let_go()
         watchdog.going()
@@ -230,8 +238,11 @@ def _check_again(target: Target, ranges: Sequence[tuple[int, int]], last: bytes,
     """That what was looked at before the stop is so still. PutOff."""
     if start_time(target.pid) != target.start:
         raise ProcessLookupError(target.pid)
-    if _last_pid() != last and sharers(target.pid) != target.tgids:
-        raise PutOff("changed", f"{target.pid}: another process shares its memory now")
+    if _last_pid() != last:
+        _check_sharers(target)
+    # exec(2) takes no new pid, and what was opened before it is still of the memory before.
+    if not all(shares_mm(target.pid, tgid) for tgid in target.tgids[1:]):
+        raise PutOff("changed", f"{target.pid}: a process that shared its memory runs another program now")
     if _locked_kb(target.pid) != target.locked:
         raise PutOff("changed", f"{target.pid}: what is locked has changed")
     text = target.maps_text()
@@ -243,6 +254,11 @@ def _check_again(target: Target, ranges: Sequence[tuple[int, int]], last: bytes,
     for found in _RANGE.finditer(text):
         if int(found[1], 16) < room[1] and int(found[2], 16) > room[0]:
             raise PutOff("changed", f"{target.pid}: its mappings have changed")
+
+
+def _check_sharers(target: Target) -> None:
+    if sharers(target.pid) != target.tgids:
+        raise PutOff("changed", f"{target.pid}: another process shares its memory now")
 
 
 def _last_pid() -> bytes:

@@ -35,7 +35,7 @@ _MAP_NORESERVE = 0x4000
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 
 # A wait's number is its first argument, which ppoll does not look at where there are no descriptors.
-READY, LOOK, DONE = 1, 2, 3
+READY, LOOK, BACK, DONE = 1, 2, 3, 4
 
 # include/linux/errno.h: what a call that a stop has interrupted returns, for the kernel alone.
 EINTR, ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 4, 512, 513, 514, 516
@@ -115,9 +115,9 @@ def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int, se
     return Placed(image, address, first, first + 2 * RECORD + 8, end)
 
 
-def wait_at(timeout: int) -> bytes:
-    """Wait for the tracer's look. timeout: where the stub's struct timespec is."""
-    return record(SYS_PPOLL, LOOK, 0, timeout, 0, 8)
+def wait_at(number: int, timeout: int) -> bytes:
+    """Wait for the tracer. timeout: where the stub's struct timespec is."""
+    return record(SYS_PPOLL, number, 0, timeout, 0, 8)
 
 
 def timeout_of(stub: Placed) -> int:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pterefd.freeing import stub
-from pterefd.freeing.calls import BEGUN_AGAIN, Kind, call_of, cpu_time, switches
+from pterefd.freeing.calls import BEGUN_AGAIN, Kind, call_of, cpu_time, is_cut_short, switches
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.live import procmem, ptrace
 from pterefd.live.ptrace import Regs
@@ -176,7 +176,9 @@ class Threads:
         grouped = ptrace.stop_event(status) == ptrace.PTRACE_EVENT_STOP
         if grouped and sig == signal.SIGTRAP:  # by PTRACE_INTERRUPT
             sig = 0
-        changed = regs.call in BEGUN_AGAIN and regs.result == -stub.EINTR
+        changed = (regs.call in BEGUN_AGAIN and regs.result == -stub.EINTR) or (
+            grouped and is_cut_short(regs.call, regs.rsi, regs.result)
+        )
         if changed:
             # The kernel itself begins it again, or ends it with EINTR where a signal has a handler.
             regs.rax = (1 << 64) - stub.ERESTARTNOHAND
@@ -188,19 +190,28 @@ class Threads:
             if address <= thread.regs.rip < address + length:
                 raise PutOff("stub", f"thread {thread.tid} is still in the stub of a worker that has ended")
 
-    def choose(self, memory: int) -> Stopped:
-        """The thread that is to run the stub: one that sleeps, where there is one. PutOff where none may.
+    def choose(self, memory: int, *, filtered: bool = False) -> Stopped:
+        """The thread that is to run the stub: one that sleeps, where there is one. PutOff, Refused where none may.
 
-        memory: a descriptor of /proc/PID/mem.
+        memory: a descriptor of /proc/PID/mem.  filtered: one with a filter of its calls may be the one.
         """
-        best = None
+        best, why = None, ""
         for thread in self.stopped.values():
-            if not thread.grouped or thread.sig or (thread.regs.call < 0 and _in_rseq(memory, thread)):
+            sleeps = thread.regs.call >= 0 and -thread.regs.result in _RESTARTS
+            if not thread.grouped or thread.sig or not (sleeps or thread.regs.call < 0):
                 continue
-            if thread.regs.call >= 0 and -thread.regs.result in _RESTARTS:
+            if best is not None and not sleeps:
+                continue
+            if not sleeps and _in_rseq(memory, thread):
+                continue
+            if not filtered and (label := _filtered(thread.tid)):
+                why = label
+                continue
+            if sleeps:
                 return thread
-            if thread.regs.call < 0:
-                best = best or thread
+            best = thread
+        if best is None and why:
+            raise Refused(why, f"{self._tgids[0]}: the calls of its threads are filtered ({why})")
         if best is None:
             raise PutOff("rseq", "every thread is in a critical section, or about to take a signal")
         return best
@@ -234,6 +245,17 @@ class Threads:
 
 
 _RESTARTS = (stub.ERESTARTSYS, stub.ERESTARTNOINTR, stub.ERESTARTNOHAND, stub.ERESTART_RESTARTBLOCK)
+
+
+def _filtered(tid: int) -> str:
+    """Why a stopped thread may not make any call, "" where it may: what a look before the stop saw may be over."""
+    if ptrace.dispatches_calls(tid):
+        return "dispatch"
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            return "seccomp" if any(line.startswith(b"Seccomp:") and int(line[8:]) for line in file) else ""
+    except _GONE:
+        return "gone"
 
 
 def _in_rseq(memory: int, thread: Stopped) -> bool:

@@ -240,8 +240,7 @@ def stops(request: Request, at: int, end: float, watchdog: Watchdog) -> Iterator
     """The stops of a request from an address on, one after another, until a time. Refused, PutOff: no more."""
     refuse.check(request.pid, request.writers)
     target = Target(request.pid, request.start_time)
-    for sharer in target.tgids[1:]:
-        refuse.check(sharer, request.writers)
+    _check_sharers(request, target)
     wanted = Wanted(*(kind in request.kinds for kind in KINDS))
     pace = Pace(request.stop)
     freed, put_off = 0, 0
@@ -261,7 +260,7 @@ def stops(request: Request, at: int, end: float, watchdog: Watchdog) -> Iterator
             put_off += 1
             if put_off == _TRIES or error.label not in ("changed", "rseq"):
                 raise
-            target.refresh()
+            _look_again(request, target)
             continue
         put_off = 0
         yield stop
@@ -272,4 +271,18 @@ def stops(request: Request, at: int, end: float, watchdog: Watchdog) -> Iterator
         if _told_to_end or time.monotonic() > end:
             raise PutOff("time", f"{request.pid}: its time is over, there may be more to do")
         time.sleep(max(stop.stopped, stop.held) * (1 / DUTY - 1))
-        target.refresh()
+        _look_again(request, target)
+
+
+def _look_again(request: Request, target: Target) -> None:
+    """It may be another than it was: filters, descriptors, who shares its memory. Refused, PutOff."""
+    target.refresh()
+    refuse.check(request.pid, request.writers)
+    _check_sharers(request, target)
+
+
+def _check_sharers(request: Request, target: Target) -> None:
+    for tgid in target.tgids:
+        if tgid != request.pid:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                refuse.check(tgid, request.writers)

@@ -24,6 +24,7 @@ PTRACE_LISTEN = 0x4208
 PTRACE_GETSIGMASK = 0x420A
 PTRACE_SETSIGMASK = 0x420B
 PTRACE_GET_RSEQ_CONFIGURATION = 0x420F
+PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
 PTRACE_EVENT_FORK = 1
 PTRACE_EVENT_VFORK = 2
@@ -187,6 +188,14 @@ def rseq_area(tid: int) -> int:
     if _libc.ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(found), ctypes.addressof(found)) <= 0:
         return 0
     return found[0]
+
+
+def dispatches_calls(tid: int) -> bool:
+    """Whether system calls may be turned into SIGSYS (prctl PR_SET_SYSCALL_USER_DISPATCH); told from Linux 6.4 on."""
+    found = (ctypes.c_uint64 * 4)()  # mode, selector, offset, length
+    # EINVAL or EIO where the kernel has no such request.
+    size, place = ctypes.sizeof(found), ctypes.addressof(found)
+    return _libc.ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, place) == 0 and found[0] != 0
 
 
 def copied_descriptor(pidfd: int, fd: int) -> int | None:

@@ -20,8 +20,9 @@ from pterefd.errors import PterefdError
 from pterefd.freeing import stub
 from pterefd.freeing.errors import PutOff
 from pterefd.freeing.mover import Mover
+from pterefd.freeing.proof import _Unwatched
 from pterefd.freeing.refuse import WRITERS
-from pterefd.freeing.stop import Target
+from pterefd.freeing.stop import Target, Wanted, one_stop
 from pterefd.freeing.threads import Threads
 from pterefd.freeing.work import KINDS, Request, free, prove_apart
 from pterefd.live import procmem
@@ -193,6 +194,21 @@ REFUSED = {
 }
 
 
+# Empty PTE pages, after what a process is set up with.
+HAS_EMPTY = (
+    "\nm = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    "for at in range(0, 64 << 20, 1 << 20): m[at] = 1; m.madvise(mmap.MADV_DONTNEED, at, 4096)"
+)
+
+
+def compiled(name: str, source: str) -> Path:
+    """A small program."""
+    path = built("known").parent / f"{name}.c"
+    path.write_text(source)
+    subprocess.run(["gcc", "-w", "-o", path.with_suffix(""), path], check=True)
+    return path.with_suffix("")
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refuses(kind: str) -> None:
     label = "writers" if kind in WRITERS else kind
@@ -323,10 +339,7 @@ def test_puts_off_a_vfork_parent() -> None:
         "for (int i = 0; i < 64; i++) { m[i << 20] = 1; madvise(m + (i << 20), 4096, MADV_DONTNEED); }\n"
         'puts("ready"); fflush(stdout); if (vfork() == 0) { sleep(3); _exit(0); } return 0; }\n'
     )
-    path = built("known").parent / "vforks.c"
-    path.write_text(source)
-    subprocess.run(["gcc", "-w", "-o", path.with_suffix(""), path], check=True)
-    process = subprocess.Popen([path.with_suffix("")], stdout=subprocess.PIPE)
+    process = subprocess.Popen([compiled("vforks", source)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     time.sleep(0.2)
@@ -485,3 +498,163 @@ def test_a_stub_that_a_worker_left_is_waited_out(monkeypatch: pytest.MonkeyPatch
         assert one.free(patience=10.0).label == ""
         assert scan(one.pid).use.reclaimable == 0  # type: ignore[union-attr]
         one.check(read=True)
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_process_that_is_stopped_inside_the_stub_stays_so(continued: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Mover.entries_moved
+
+    def stops(mover: Mover) -> procmem.Entries:
+        if mover.thread.tid == one.pid:
+            os.kill(one.pid, signal.SIGSTOP)
+            if continued:
+                os.kill(one.pid, signal.SIGCONT)
+        return look(mover)
+
+    with known(50, 0, 0, 3) as one:
+        monkeypatch.setattr(Mover, "entries_moved", stops)
+        assert one.free(stop=0.1).freed == 50 * PAGE
+        if not continued:
+            assert os.waitpid(one.pid, os.WUNTRACED)[0] == one.pid
+            assert procmem.read_status(one.pid).state == "T"
+            one.process.send_signal(signal.SIGCONT)
+        one.check(read=True)
+
+
+def test_a_filter_that_comes_meanwhile_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at before the stop, and there in it: the thread that would run the stub would be ended."""
+    monkeypatch.setattr("pterefd.freeing.refuse._check_thread", lambda *_: None)
+    with sleeping(REFUSED["seccomp"] + HAS_EMPTY) as pid:
+        freed = free(Request(pid, start_time(pid), stop=0.5))
+        assert (freed.label, freed.stops) == ("seccomp", 0), freed
+
+
+def test_threads_whose_calls_become_signals_are_left_alone() -> None:
+    """prctl(PR_SET_SYSCALL_USER_DISPATCH), with a selector that lets calls through now."""
+    setup = "selector = ctypes.c_char(0); assert libc.prctl(59, 1, 0, 0, ctypes.byref(selector)) == 0"
+    with sleeping(setup + HAS_EMPTY) as pid:
+        freed = free(Request(pid, start_time(pid), stop=0.5))
+        assert (freed.label, freed.stops) == ("dispatch", 0), freed
+
+
+def test_refuses_for_who_shares_its_memory() -> None:
+    """A process of clone(CLONE_VM) with a filter of its own; the thread of the other is busy."""
+    source = (
+        "#define _GNU_SOURCE\n#include <linux/seccomp.h>\n#include <sched.h>\n#include <signal.h>\n#include <stdio.h>\n"
+        "#include <sys/mman.h>\n#include <sys/prctl.h>\n#include <unistd.h>\n"
+        "static char stack[65536]; static volatile int ready;\n"
+        "static int other(void *_) { prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT); ready = 1; char c; read(0, &c, 1);\n"
+        "for (;;); }\n"
+        "int main(void) { char *m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);\n"
+        "for (int i = 0; i < 64; i++) { m[i << 20] = 1; madvise(m + (i << 20), 4096, MADV_DONTNEED); }\n"
+        "int pid = clone(other, stack + sizeof stack, CLONE_VM | SIGCHLD, 0); while (!ready);\n"
+        'printf("%d\\n", pid); fflush(stdout); alarm(60); for (;;); }\n'
+    )
+    process = subprocess.Popen([compiled("shares", source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    other = int(process.stdout.readline())
+    freed = free(Request(process.pid, start_time(process.pid), stop=0.5))
+    assert (freed.label, freed.stops) == ("seccomp", 0), freed
+    assert procmem.read_status(other).state not in "ZX"
+    os.kill(other, signal.SIGKILL)
+    process.kill()
+    process.communicate()
+
+
+def test_what_had_data_is_back_before_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of the process may be told by the writer, and read or write there at once."""
+    seen = []
+    look, let_go = Mover.entries_moved, Threads.let_go
+
+    def looks(mover: Mover) -> procmem.Entries:
+        if mover.thread.tid == one.pid:
+            os.pwrite(mover._memory, b"there", mover._runs[0].start + mover._shift)  # as one that had come before
+        return look(mover)
+
+    def goes(threads: Threads, but: int = 0) -> None:
+        if but == one.pid:
+            with Path(f"/proc/{one.pid}/mem").open("rb") as memory:
+                memory.seek(one.start)
+                os.write(writer, memory.read(5))
+        let_go(threads, but)
+
+    with known(20, 0, 0, 0) as one:
+        reader, writer = os.pipe()
+        monkeypatch.setattr(Mover, "entries_moved", looks)
+        monkeypatch.setattr(Threads, "let_go", goes)
+        freed = one.free(stop=0.5, spans=((one.start, one.start + 20 * SPAN),))
+        os.close(writer)
+        with os.fdopen(reader, "rb") as said:
+            seen = said.read()
+        assert (freed.back, seen[:5]) == (1, b"there"), freed
+        with Path(f"/proc/{one.pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(one.start)
+            assert memory.read(5) == b"there"
+
+
+@pytest.mark.parametrize("event", ["comes", "execs"])
+def test_who_shares_its_memory_is_known_in_the_stop(event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes after the look is not stopped; one that runs another program has not the stub in its memory."""
+    source = (
+        "#define _GNU_SOURCE\n#include <sched.h>\n#include <signal.h>\n#include <stdio.h>\n#include <sys/mman.h>\n"
+        "#include <unistd.h>\nstatic char stack[65536];\n"
+        'static int other(void *_) { char c; read(0, &c, 1); execl("/bin/sleep", "sleep", "60", NULL); return 1; }\n'
+        "int main(int argc, char **argv) {\n"
+        "char *m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), c;\n"
+        "for (int i = 0; i < 64; i++) { m[i << 20] = 1; madvise(m + (i << 20), 4096, MADV_DONTNEED); }\n"
+        'if (argc > 1) { puts("ready"); fflush(stdout); read(0, &c, 1); }\n'
+        'printf("%d\\n", clone(other, stack + sizeof stack, CLONE_VM | SIGCHLD, 0)); fflush(stdout);\n'
+        "alarm(60); for (;;); }\n"
+    )
+    words = [compiled("comes", source), *(["x"] if event == "comes" else [])]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    first = process.stdout.readline()
+    target = Target(process.pid, start_time(process.pid))
+    process.stdin.write(b"x")
+    process.stdin.flush()
+    other = int(process.stdout.readline() if event == "comes" else first)
+    while event == "execs" and procmem.read_status(other).name != "sleep":
+        time.sleep(0.01)
+    with pytest.raises(PutOff, match="its memory"):
+        one_stop(target, target.ranges[:1], Wanted(True, True, True), _Unwatched(), patience=1.0, seconds=0.5)
+    target.close()
+    for pid in (other, process.pid):
+        assert procmem.read_status(pid).state not in "ZX"
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "static const struct timespec t = {0, 100000000}; if (syscall(SYS_ppoll, 0, 0, &t, 0, 8)) return 1;",
+        "static char b[8 << 20]; if (getrandom(b, sizeof b, 0) != sizeof b) return 1;",
+        'int f = memfd_create("x", 0); if (fallocate(f, 0, 0, 64 << 20)) return 1; close(f);',
+    ],
+    ids=["ppoll", "getrandom", "fallocate"],
+)
+def test_calls_that_a_stop_ends_or_cuts_short_while_they_run(call: str) -> None:
+    source = (
+        "#define _GNU_SOURCE\n#include <fcntl.h>\n#include <stdio.h>\n#include <sys/mman.h>\n#include <sys/random.h>\n"
+        "#include <sys/syscall.h>\n#include <time.h>\n#include <unistd.h>\n"
+        'int main(void) { puts("ready"); fflush(stdout);\n'
+        f"for (time_t end = time(0) + 3; time(0) < end;) {{ {call} }} }}\n"
+    )
+    process = subprocess.Popen([compiled("calls", source)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    stopped = 0
+    while process.poll() is None:
+        threads = Threads([process.pid])
+        try:
+            threads.stop(1.0)
+            stopped += 1
+        except (PutOff, ProcessLookupError):
+            pass
+        threads.let_go()
+        threads.linger()
+        time.sleep(0.01)
+    process.communicate()
+    assert (process.returncode, stopped > 3) == (0, True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pterefd.errors import BadInput, Refused
 from pterefd.freeing.client import Freer
-from pterefd.freeing.serve import MOST_SPANS
+from pterefd.freeing.serve import MOST_BYTES, MOST_CONNECTIONS, MOST_SPANS
 from pterefd.freeing.table import table
 from pterefd.hookspecs import Kinds
 from pterefd.live.scan import start_time
@@ -198,3 +201,25 @@ def test_works_with_no_more_rights_than_its_unit_gives(tmp_path: Path) -> None:
     known.check(read=True)
     known.close()
     assert helper.end()[0] == 0
+
+
+def test_who_sends_too_much_is_left_and_others_are_served(helper: Helper) -> None:
+    for text in (b"x" * (MOST_BYTES + 1) + b"\n", b"x\n" * 100_000):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(helper.path)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(text)
+                while connection.recv(1 << 16):
+                    pass
+        assert "refused" in helper.ask(json.dumps(RIGHT).encode() + b"\n")
+
+
+def test_many_connections_do_not_end_it(helper: Helper) -> None:
+    """More than it may have descriptors, each of them idle."""
+    resource.prlimit(helper.process.pid, resource.RLIMIT_NOFILE, (MOST_CONNECTIONS + 40, MOST_CONNECTIONS + 40))
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(MOST_CONNECTIONS + 80)]
+    for connection in idle:
+        connection.connect(helper.path)
+    for connection in idle:
+        connection.close()
+    assert "refused" in helper.ask(json.dumps(RIGHT).encode() + b"\n")
