@@ -97,10 +97,10 @@ class Mover:
         """Let the thread map the list."""
         tid = self.thread.tid
         os.pwrite(self._memory, self._stub.image, self._cave.address)
-        ptrace.set_signal_mask(tid, _ALL_SIGNALS)
         regs = self.thread.regs.copy()
         regs.rip, regs.rbx, regs.orig_rax = self._stub.entry, self._stub.first, (1 << 64) - 1
         ptrace.set_registers(tid, regs)
+        ptrace.set_signal_mask(tid, _ALL_SIGNALS)  # last: only the stub gives the mask back
         self._run(stub.READY)
         os.pwrite(self._memory, self._list(), self._table)
         self._point(self._stub.after_ready, self._table)
@@ -147,6 +147,8 @@ class Mover:
     def leave(self) -> None:
         """Let a thread go that is out of the stub."""
         os.close(self._sleeps)
+        if self.thread.changed:  # home first: this process may be killed before the next line
+            ptrace.set_registers(self.thread.tid, self.thread.regs)
         os.pwrite(self._memory, self._cave.before, self._cave.address)
         self._threads.release(self.thread)
 

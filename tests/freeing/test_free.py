@@ -22,7 +22,7 @@ from pterefd.freeing.errors import PutOff
 from pterefd.freeing.mover import Mover
 from pterefd.freeing.refuse import WRITERS
 from pterefd.freeing.stop import Target
-from pterefd.freeing.threads import Threads
+from pterefd.freeing.threads import Stopped, Threads
 from pterefd.freeing.work import KINDS, Request, free, prove_apart
 from pterefd.live import procmem
 from pterefd.live.scan import scan, start_time
@@ -459,4 +459,23 @@ def test_a_stub_that_a_worker_left_is_waited_out(monkeypatch: pytest.MonkeyPatch
             target.close()
         assert one.free(patience=10.0).label == ""
         assert scan(one.pid).use.reclaimable == 0  # type: ignore[union-attr]
+        one.check(read=True)
+
+
+def test_a_thread_is_home_before_the_stub_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is killed when it has taken the stub away leaves nobody in it."""
+    release = Threads.release
+
+    def ends(threads: Threads, thread: Stopped) -> None:
+        if thread.tid in tids and thread.changed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        release(threads, thread)
+
+    with known(50, 0, 0, 3, busy=True) as one:
+        tids = procmem.tasks(one.pid)
+        with monkeypatch.context() as patch:
+            patch.setattr(Threads, "release", ends)
+            with pytest.raises(PterefdError):
+                one.free()
+        time.sleep(0.3)  # longer than the stub's waits
         one.check(read=True)
