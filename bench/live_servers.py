@@ -38,9 +38,8 @@ from pterefd.live.scan import start_time
 
 NODE = Path(__file__).with_name("live_server.js")
 CLIENTS = 16
-VALUE_BYTES, KEYS, BURST = 20_000, 2000, 15_000
-BURST_SECONDS = 3.0
-DELETE = "for _, key in ipairs(redis.call('keys', 'burst:*')) do redis.call('del', key) end"
+VALUE_BYTES, KEYS = 20_000, 20_000
+DELETE_SECONDS = 2.0
 PERIOD = 1.0
 _GONE = (FileNotFoundError, ProcessLookupError)
 
@@ -84,7 +83,7 @@ class Server(Protocol):
 
 
 class Redis:
-    """redis-benchmark sets few keys; every three seconds many others come and go, and jemalloc discards them."""
+    """redis-benchmark sets keys; every other second all are deleted, and jemalloc discards their memory."""
 
     writers = ()
 
@@ -110,22 +109,21 @@ class Redis:
         """As many requests as take so long, by the round before."""
         over = threading.Event()
 
-        def bursts() -> None:
-            while not over.wait(BURST_SECONDS):
-                self._benchmark(BURST, "set", "burst:__rand_int__", "x" * VALUE_BYTES)
+        def deletes() -> None:
+            while not over.wait(DELETE_SECONDS):
                 # Given back in pieces, at two times: the PTE pages stay.
-                self._benchmark(BURST, "del", "burst:__rand_int__")
+                self._benchmark(KEYS, "-P", 16, "del", "key:__rand_int__")
                 self._cli("memory", "purge")
-                self._cli("eval", DELETE, "0")
+                self._cli("flushall")
                 self._cli("memory", "purge")
 
-        burster = threading.Thread(target=bursts)
-        burster.start()
+        deleter = threading.Thread(target=deletes)
+        deleter.start()
         try:
             done = self._benchmark(KEYS, "-d", VALUE_BYTES, "-t", "set", "--csv", requests=int(self._rate * seconds))
         finally:
             over.set()
-            burster.join()
+            deleter.join()
         if done.returncode:
             return Round(0, 0, [done.stderr.strip() or done.stdout.strip()])
         row = next(csv.DictReader(io.StringIO(done.stdout)))
