@@ -95,6 +95,8 @@ class Target:
         self.tgids = sharers(self.pid)
         self.text = self.maps_text()
         self.maps = list(procmem.parse_maps(self.text.decode("utf-8", "surrogateescape").splitlines(keepends=True)))
+        if not self.maps:  # it has just ended
+            raise ProcessLookupError(self.pid)
         flags = procmem.read_vm_flags(self.pid)
         self.locked = _locked_kb(self.pid)
         self.ranges = eligible(self.maps, flags)
