@@ -430,7 +430,7 @@ def test_goes_on_however_the_helper_ends(words: tuple[str, ...]) -> None:
         os.waitpid(child, 0)
     text = process.communicate()[0]
     assert (process.returncode, text.startswith("fine")) == (0, True), text
-    assert killed > 10
+    assert killed > 0
 
 
 def test_a_stub_that_a_worker_left_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
