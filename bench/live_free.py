@@ -44,7 +44,6 @@ def process(threads: int, mappings: int, spans: int) -> Iterator[tuple[int, int]
             os._exit(1)
     os.close(ours[0])
     os.close(theirs[1])
-
     try:
         os.read(theirs[0], 1)
         yield pid, ours[1]
@@ -107,10 +106,8 @@ def main() -> None:
     cases = [(threads, MAPPINGS[0], SPANS[1]) for threads in THREADS]
     cases += [(THREADS[0], mappings, SPANS[1]) for mappings in MAPPINGS[1:]]
     cases += [(THREADS[0], MAPPINGS[0], spans) for spans in SPANS if spans != SPANS[1]]
-    print(
-        f"{'threads':>8}{'mappings':>10}{'spans':>8}{'all stood':>12}{'most':>8}{'one stood':>12}"
-        f"{'most':>8}{'freed':>12}"
-    )
+    print(f"{'threads':>8}{'mappings':>10}{'spans':>8}", end="")
+    print(f"{'all stood':>12}{'most':>8}{'one stood':>12}{'most':>8}{'freed':>12}")
     rows = []
     for case in cases:
         rows.append(row := measure(*case, options.runs))

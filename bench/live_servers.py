@@ -2,7 +2,7 @@
 
     python -m bench.live_servers [--seconds 10] [--rounds 4] [--only NAME] [--json FILE]
 
-redis with keys that are set and deleted, PostgreSQL with pgbench and sorts, and a node program with a cache that
+redis with keys that come and go, PostgreSQL with pgbench and sorts, and a node program with a cache that
 it drops. Rounds without and with freeing in turns; ratios of their medians. Nobody may see an error: the clients', and
 of PostgreSQL the sums that pgbench keeps equal. Exits 1 where there was one.
 """
@@ -39,7 +39,7 @@ from pterefd.live.scan import start_time
 NODE = Path(__file__).with_name("live_server.js")
 CLIENTS = 16
 VALUE_BYTES, KEYS = 20_000, 20_000
-FLUSH_SECONDS = 2.0
+DELETE_SECONDS = 2.0
 PERIOD = 1.0
 _GONE = (FileNotFoundError, ProcessLookupError)
 
@@ -83,7 +83,7 @@ class Server(Protocol):
 
 
 class Redis:
-    """redis-benchmark sets keys; every other second all are deleted, and jemalloc gives their memory back."""
+    """redis-benchmark sets keys; every other second all are deleted, and jemalloc discards their memory."""
 
     writers = ()
 
@@ -100,30 +100,30 @@ class Redis:
     def _cli(self, *words: str) -> None:
         subprocess.run(["redis-cli", "-s", self._socket, *words], check=True, stdout=subprocess.DEVNULL)
 
-    def _benchmark(self, *words: object) -> subprocess.CompletedProcess[str]:
-        command = ["redis-benchmark", "-s", self._socket, "-r", str(KEYS), *map(str, words)]
+    def _benchmark(self, keys: int, *words: object, requests: int = 0) -> subprocess.CompletedProcess[str]:
+        numbers = ["-c", CLIENTS, "-r", keys, "-n", requests or keys]
+        command = ["redis-benchmark", "-s", self._socket, *map(str, (*numbers, *words))]
         return subprocess.run(command, capture_output=True, text=True)
 
     def load(self, seconds: float) -> Round:
         """As many requests as take so long, by the round before."""
         over = threading.Event()
 
-        def flush() -> None:
-            while not over.wait(FLUSH_SECONDS):
+        def deletes() -> None:
+            while not over.wait(DELETE_SECONDS):
                 # Given back in pieces, at two times: the PTE pages stay.
-                self._benchmark("-n", KEYS, "-P", 16, "del", "key:__rand_int__")
+                self._benchmark(KEYS, "-P", 16, "del", "key:__rand_int__")
                 self._cli("memory", "purge")
                 self._cli("flushall")
                 self._cli("memory", "purge")
 
-        flusher = threading.Thread(target=flush)
-        flusher.start()
+        deleter = threading.Thread(target=deletes)
+        deleter.start()
         try:
-            words = ["-c", CLIENTS, "-d", VALUE_BYTES, "-n", max(1, int(self._rate * seconds)), "-t", "set", "--csv"]
-            done = self._benchmark(*words)
+            done = self._benchmark(KEYS, "-d", VALUE_BYTES, "-t", "set", "--csv", requests=int(self._rate * seconds))
         finally:
             over.set()
-            flusher.join()
+            deleter.join()
         if done.returncode:
             return Round(0, 0, [done.stderr.strip() or done.stdout.strip()])
         row = next(csv.DictReader(io.StringIO(done.stdout)))

@@ -69,6 +69,10 @@ LIST
     bench) cat <<'LIST'
 essential libfuse3-dev  a_file_system_in_C_to_compare_with have_file /usr/include/fuse3/fuse.h
 essential pkg-config    its_flags                    have_program pkg-config
+essential redis-server  servers_under_load           have_program redis-server
+essential redis-tools   servers_under_load           have_program redis-benchmark
+essential postgresql-15 servers_under_load           have_file /usr/lib/postgresql/15/bin/pgbench
+essential nodejs        servers_under_load           have_program node
 LIST
     ;;
     guests) cat <<'LIST'

@@ -172,6 +172,8 @@ class Mover:
     def _leave(self) -> None:
         self._inside = False
         os.close(self._sleeps)
+        if self.thread.changed:  # home first: this process may be killed before the next line
+            ptrace.set_registers(self.thread.tid, self.thread.regs)
         os.pwrite(self._memory, self._cave.before, self._cave.address)
         self._threads.release(self.thread)
 

@@ -53,6 +53,7 @@ class Threads:
         self._dead: set[int] = set()  # listed as long as nobody has waited for them
         self.stopped: dict[int, Stopped] = {}
         self._began: dict[int, tuple[int, float]] = {}  # switches of a thread in a timed call, since when at the latest
+        self._calls: dict[int, int] = {}  # what a thread was last seen in
         self._clear: dict[int, int] = {}  # the CPU time from which on a thread is no longer in a call it was seen in
 
     def wait_for_a_moment(self, patience: float) -> None:
@@ -75,6 +76,7 @@ class Threads:
         """Why a thread is not to be stopped now. looked: when that was asked before."""
         try:
             call = call_of(tgid, tid)
+            self._calls[tid] = call.number
             if call.kind is Kind.FREE:
                 self._began.pop(tid, None)
                 if not call.sleeps:
@@ -122,7 +124,9 @@ class Threads:
         """
         end = time.monotonic() + seconds
         while new := [(tgid, tid) for tgid, tid in self._all() if tid not in self._seized | self._dead]:
-            for tgid, tid in new:
+            # Where a thread is traced, signals that it ignores are sent all the same, to any thread, and end its call:
+            # those with a call that would end are traced first, and let go last.
+            for tgid, tid in sorted(new, key=lambda pair: (self._calls.get(pair[1]) not in BEGUN_AGAIN, pair)):
                 now = time.monotonic()
                 if (why := self._in_way(tgid, tid, now, now - FRESH_SECONDS)) is not None:
                     raise PutOff("call", why)
@@ -191,34 +195,40 @@ class Threads:
                 raise PutOff("stub", f"thread {thread.tid} is still in the stub of a worker that has ended")
 
     def choose(self, memory: int, *, filtered: bool = False) -> Stopped:
-        """The thread that is to run the stub: one that sleeps, where there is one. PutOff, Refused where none may.
+        """The thread that is to run the stub: one that gets no signals for others, and sleeps, where there is one.
 
-        memory: a descriptor of /proc/PID/mem.  filtered: one with a filter of its calls may be the one.
+        PutOff, Refused where none may. memory: a descriptor of /proc/PID/mem.  filtered: one with a filter of its calls
+        may be the one.
         """
-        best, why = None, ""
+        best, best_rank, why = None, (False, False), ""
         for thread in self.stopped.values():
             sleeps = thread.regs.call >= 0 and -thread.regs.result in _RESTARTS
             if not thread.grouped or thread.sig or not (sleeps or thread.regs.call < 0):
                 continue
-            if best is not None and not sleeps:
-                continue
-            if not sleeps and _in_rseq(memory, thread):
+            rank = not self._is_told(thread.tid), sleeps
+            if (best is not None and rank <= best_rank) or (not sleeps and _in_rseq(memory, thread)):
                 continue
             if not filtered and (label := _filtered(thread.tid)):
                 why = label
                 continue
-            if sleeps:
-                return thread
-            best = thread
+            best, best_rank = thread, rank
         if best is None and why:
             raise Refused(why, f"{self._tgids[0]}: the calls of its threads are filtered ({why})")
         if best is None:
             raise PutOff("rseq", "every thread is in a critical section, or about to take a signal")
         return best
 
+    def _is_told(self, tid: int) -> bool:
+        """Whether signals of the process, or of a child's end, are sent to this thread."""
+        if tid in self._tgids:
+            return True
+        with suppress(OSError), open(f"/proc/{tid}/task/{tid}/children", "rb") as file:
+            return bool(file.read(1))
+        return False
+
     def let_go(self, but: int = 0) -> None:
         """Let all that have stopped go on, but for one."""
-        for tid, thread in list(self.stopped.items()):
+        for tid, thread in sorted(self.stopped.items(), key=lambda item: (item[1].changed, item[0] not in self._tgids)):
             if tid != but:
                 self.release(thread)
 

@@ -60,7 +60,7 @@ FILES_OF_REPLAY = {"state", "speed", "position"}
 EVERY_FILE = (
     {f"{pid}/{name}" for pid in (1, 2, 7) for name in FILES_OF_PID}
     | {f"sys/pterefd/replay/{where}{name}" for where in ("", "0/") for name in FILES_OF_REPLAY}
-    | {f"sys/pterefd/{name}" for name in ("version", "pid", "profile")}
+    | {f"sys/pterefd/{name}" for name in ("version", "host_kind", "pid", "profile")}
     | {f"sys/vm/pt_reclaim/{name}" for name in ("policy", "available_policies", "triggers", "available_triggers")}
     | {f"sys/vm/pt_reclaim/{name}" for name in ("reclaim", "reload", "put_aside")}
     | {f"sys/vm/pt_reclaim/policies/{name}" for name in ("proportional/by", "round_robin/turn_bytes")}
@@ -130,7 +130,7 @@ def test_every_file_is_there_and_no_other(tree: Tree) -> None:
 def test_without_a_replay_there_is_no_replay_directory(here: House) -> None:
     here.faces.replays = []
     tree = proc_tree(here.faces)
-    assert [name for name, _ in tree.listing("/sys/pterefd")] == ["version", "pid", "profile"]
+    assert [name for name, _ in tree.listing("/sys/pterefd")] == ["version", "host_kind", "pid", "profile"]
     with pytest.raises(FileNotFoundError):
         tree.find("/sys/pterefd/replay/state")
 
