@@ -69,18 +69,23 @@ class Mover:
 
     def _results_at(self, runs: int) -> int:
         """How many bytes a list of so many runs takes, with the results."""
-        return (runs + 9 + BACK_PIECES + runs) * stub.RECORD + 8 * (runs + 1)
+        return (runs + 11 + 2 * (BACK_PIECES + runs)) * stub.RECORD + 8 * (runs + 1)
 
     # ---- the list ------------------------------------------------------------------------------
 
     def _list(self) -> bytes:
-        """Reserve, move, wait for the look; then unmap, and home."""
+        """Reserve, move, wait for the look; then unmap, and home.
+
+        Others go on before it is unmapped, and may fork(2): a child would keep what nobody unmaps there.
+        """
         results = self._table + self._table_bytes - 8 * len(self._runs)
-        records = [stub.reserve(self._scratch, self._length)]
+        records = [stub.fork_copies(self._table, self._table_bytes, copies=False)]
+        records.append(stub.reserve(self._scratch, self._length))
         records += [
             stub.move(run.start, run.start + self._shift, run.end - run.start, result=results + 8 * i)
             for i, run in enumerate(self._runs)
         ]
+        records.append(stub.fork_copies(self._scratch, self._length, copies=False))
         records += [stub.wait_at(stub.LOOK, stub.timeout_of(self._stub)), b""]
         records[-1] = stub.jump(self._after_look + stub.RECORD)
         records += [stub.unmap(self._scratch, self._length), stub.jump(self._stub.end)]
@@ -89,7 +94,7 @@ class Mover:
     @property
     def _after_look(self) -> int:
         """Where the jump behind the look lies."""
-        return self._table + (len(self._runs) + 2) * stub.RECORD
+        return self._table + (len(self._runs) + 4) * stub.RECORD
 
     @property
     def _back_list(self) -> int:
@@ -140,7 +145,10 @@ class Mover:
             pieces = [(self._runs[i].start + self._shift, self._runs[i].end + self._shift) for i in hit]
         for start, end in pieces:
             self._merge(start, end)
-        back = [stub.move(start, start - self._shift, end - start, back=True) for start, end in pieces]
+        back = []
+        for start, end in pieces:
+            back.append(stub.fork_copies(start, end - start, copies=True))
+            back.append(stub.move(start, start - self._shift, end - start, back=True))
         back.append(stub.wait_at(stub.BACK, stub.timeout_of(self._stub)))
         back.append(stub.jump(self._after_look + stub.RECORD))
         os.pwrite(self._memory, b"".join(back), self._back_list)

@@ -20,6 +20,7 @@ _LEFT_ALONE = {
     "lo": "mlocked",
     "ht": "hugetlb",
     "hg": "madvise(MADV_HUGEPAGE)",
+    "dc": "madvise(MADV_DONTFORK)",  # which what is moved has for the moment
     "gd": "a stack",
     "um": "userfaultfd",
     "uw": "userfaultfd",

@@ -25,13 +25,14 @@ _FRAME = ("rip", "cs", "eflags", "rsp", "ss")  # what iretq takes
 _SAVED_BYTES = 8 * (len(_SAVED) + len(_FRAME))
 RECORD = 64  # number, six arguments, where the result is put (0: nowhere)
 
-SYS_MMAP, SYS_MUNMAP, SYS_RT_SIGPROCMASK, SYS_MREMAP, SYS_PPOLL, SYS_RESTART = 9, 11, 14, 25, 271, 219
+SYS_MMAP, SYS_MUNMAP, SYS_RT_SIGPROCMASK, SYS_MREMAP, SYS_MADVISE, SYS_PPOLL, SYS_RESTART = 9, 11, 14, 25, 28, 271, 219
 _END, _JUMP = -1, -2
 _SIG_SETMASK = 2
 PROT_NONE, PROT_RW = 0, 3
 MAP_FIXED_NOREPLACE = 0x100000
 _PRIVATE_ANONYMOUS = 0x22
 _MAP_NORESERVE = 0x4000
+_MADV_DONTFORK, _MADV_DOFORK = 10, 11
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 
 # A wait's number is its first argument, which ppoll does not look at where there are no descriptors.
@@ -60,6 +61,11 @@ def move(source: int, target: int, length: int, *, result: int = 0, back: bool =
 def unmap(address: int, length: int) -> bytes:
     """Unmap a range."""
     return record(SYS_MUNMAP, address, length)
+
+
+def fork_copies(address: int, length: int, copies: bool) -> bytes:
+    """Whether a range of mappings is to be in the children of fork(2)."""
+    return record(SYS_MADVISE, address, length, _MADV_DOFORK if copies else _MADV_DONTFORK)
 
 
 def reserve(address: int, length: int) -> bytes:

@@ -677,3 +677,30 @@ def test_a_thread_is_home_before_the_stub_goes(monkeypatch: pytest.MonkeyPatch) 
                 one.free()
         time.sleep(0.3)  # longer than the stub's waits
         one.check(read=True)
+
+
+def test_a_child_has_nothing_of_what_is_moved() -> None:
+    """fork(2) all the time: in the moment, too, in which others go on and the spans are still to be unmapped."""
+    source = (
+        "#define _GNU_SOURCE\n#include <fcntl.h>\n#include <pthread.h>\n#include <stdio.h>\n#include <string.h>\n"
+        "#include <stdlib.h>\n#include <sys/mman.h>\n#include <sys/wait.h>\n#include <time.h>\n#include <unistd.h>\n"
+        'static char b[1 << 16]; static int lines(void) { int f = open("/proc/self/maps", 0), n = 0; ssize_t r;\n'
+        "while ((r = read(f, b, sizeof b)) > 0) for (ssize_t i = 0; i < r; i++) n += b[i] == 10;\n"
+        "close(f); return n; }\n"
+        "static void *sleeps(void *_) { for (;;) pause(); }\n"
+        "int main(void) { long size = 512L << 20; pthread_t t; pthread_create(&t, NULL, sleeps, NULL);\n"
+        "char *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);\n"
+        'puts("ready"); fflush(stdout); int most = lines(), status;\n'
+        "for (time_t end = time(0) + 4; time(0) < end;) {\n"
+        "for (long i = 0; i < size; i += 1 << 20) { m[i] = 1; madvise(m + i, 4096, MADV_DONTNEED); }\n"
+        "for (int i = 0; i < 60; i++) { if (fork() == 0) _exit(lines() > most + 1); wait(&status);\n"
+        "if (status) return 1; } } return 0; }\n"
+    )
+    process = subprocess.Popen([compiled("forks", source)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    stops = 0
+    while process.poll() is None:
+        stops += free(Request(process.pid, start_time(process.pid), stop=0.3, patience=0.5)).stops
+    process.communicate()
+    assert (process.returncode, stops > 0) == (0, True)
