@@ -44,6 +44,7 @@ class Known:
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.start = int(self._line(), 16)
         self.pid = self.process.pid
+        self.check()  # its input has a buffer then, a page of its heap
 
     def _line(self) -> str:
         assert self.process.stdout is not None
