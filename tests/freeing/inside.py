@@ -83,9 +83,11 @@ def known(kinds: tuple[str, ...], busy: bool) -> dict[str, Any]:
 
 def torture(seconds: float, words: tuple[str, ...]) -> dict[str, Any]:
     """torture.c, freed from again and again."""
+    from pterefd.freeing import work
     from pterefd.freeing.work import KINDS, Request, free
     from pterefd.live.scan import start_time
 
+    work.DUTY = 0.5  # a stop takes up to a second here, and there are to be many
     # Its threads would take what the proof's child needs, before every request.
     process = subprocess.Popen([TORTURE, str(seconds), *words], stdout=subprocess.PIPE, text=True)
     os.setpriority(os.PRIO_PROCESS, process.pid, 19)
