@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -124,7 +125,7 @@ class Mover:
 
     def move(self) -> list[Run]:
         """Let it move all runs. Those that the kernel did not move."""
-        self._go_on(stub.LOOK)
+        self._go_on(stub.LOOK, len(self._runs))
         size = 8 * len(self._runs)
         results = np.frombuffer(os.pread(self._memory, size, self._table + self._table_bytes - size), dtype="<i8")
         return [run for run, result in zip(self._runs, results.tolist(), strict=True) if -4096 < result < 0]
@@ -143,8 +144,6 @@ class Mover:
             ends = np.array([run.end + self._shift for run in self._runs])
             hit = sorted({int(np.searchsorted(ends, start, "right")) for start, _ in pieces})
             pieces = [(self._runs[i].start + self._shift, self._runs[i].end + self._shift) for i in hit]
-        for start, end in pieces:
-            self._merge(start, end)
         back = []
         for start, end in pieces:
             back.append(stub.fork_copies(start, end - start, copies=True))
@@ -153,7 +152,8 @@ class Mover:
         back.append(stub.jump(self._after_look + stub.RECORD))
         os.pwrite(self._memory, b"".join(back), self._back_list)
         self._point(self._after_look + 8, self._back_list)
-        self._go_on(stub.BACK)
+        # At the last moment, each: whoever writes between the two loses what is written.
+        self._go_on(stub.BACK, len(pieces), lambda number: self._merge(*pieces[number]))
 
     def _merge(self, start: int, end: int) -> None:
         """Pages that somebody wrote again where they had been: both writes are kept, byte by byte."""
@@ -189,13 +189,49 @@ class Mover:
         """One word, written whole: the list has either the one way to go on or the other."""
         os.pwrite(self._memory, address.to_bytes(8, "little"), at)
 
-    def _go_on(self, until: int) -> None:
+    def _registers(self) -> ptrace.Regs:
         regs = ptrace.registers(self.thread.tid)
         if regs is None:
             raise ProcessLookupError(self.thread.tid)
+        return regs
+
+    def _go_on(self, until: int, moves: int = 0, before: Callable[[int], None] = lambda _: None) -> None:
+        """From one wait to the next, with so many moves between them. before: told of each move's number."""
+        regs = self._registers()
         regs.rax, regs.orig_rax = 0, (1 << 64) - 1
         ptrace.set_registers(self.thread.tid, regs)
+        number = 0
+        while number < moves:
+            self._step()  # into a call
+            regs = self._registers()
+            if regs.call == stub.SYS_GETPPID:
+                regs.orig_rax = stub.SYS_MREMAP
+                before(number)
+                ptrace.set_registers(self.thread.tid, regs)
+                number += 1
+            self._step()  # and out of it
         self._run(until)
+
+    def _step(self) -> None:
+        """To the next border of a system call."""
+        sig = 0
+        while True:
+            ptrace.until_call(self.thread.tid, sig)
+            while (answer := ptrace.wait(self.thread.tid)) is None:
+                pass  # a signal to this process
+            if not os.WIFSTOPPED(answer[1]):
+                raise ProcessLookupError(self.thread.tid)
+            sig = ptrace.stop_signal(answer[1])
+            if ptrace.stop_event(answer[1]):
+                sig = 0  # its process is stopped
+            elif sig == ptrace.SYSCALL_STOP:
+                return
+            elif sig != signal.SIGSTOP:
+                self._disturbed(sig)
+
+    def _disturbed(self, sig: int) -> NoReturn:
+        self.thread.changed = True
+        raise PutOff("stub", f"thread {self.thread.tid} was given {signal.Signals(sig).name} inside the stub")
 
     def _run(self, until: int) -> None:
         """Run it to one of its waits, and stop it there."""
@@ -233,8 +269,7 @@ class Mover:
                 self.thread.sig, self.thread.grouped = sig, False  # its mask is its own again: given when it goes on
                 return True
             if sig != signal.SIGSTOP:
-                self.thread.changed = True
-                raise PutOff("stub", f"thread {self.thread.tid} was given {signal.Signals(sig).name} inside the stub")
+                self._disturbed(sig)
             # The process is stopped from now on, but for this thread until it is let go: SIGCONT may still undo that.
             ptrace.cont(self.thread.tid, sig)
             return False

@@ -11,7 +11,7 @@ from pterefd.live import procmem
 
 _WINDOW = 64 << 30  # bytes of address space of one stop, at most
 _STEP, _LEAST = 64 << 20, 16 << 20  # bytes that are walked over at once, to begin with and at least
-_RUNS = 512
+_RUNS = 64  # each is two stops of the thread that moves
 _SHARE = 0.4  # of a stop for what there is to do; the rest is for stopping, and what it takes without anything to do
 _ZERO_SECONDS = 10e-6  # to unmap a PTE page of zero pages
 

@@ -26,6 +26,7 @@ _SAVED_BYTES = 8 * (len(_SAVED) + len(_FRAME))
 RECORD = 64  # number, six arguments, where the result is put (0: nowhere)
 
 SYS_MMAP, SYS_MUNMAP, SYS_RT_SIGPROCMASK, SYS_MREMAP, SYS_MADVISE, SYS_PPOLL, SYS_RESTART = 9, 11, 14, 25, 28, 271, 219
+SYS_GETPPID = 110
 _END, _JUMP = -1, -2
 _SIG_SETMASK = 2
 PROT_NONE, PROT_RW = 0, 3
@@ -53,9 +54,13 @@ def jump(address: int) -> bytes:
 
 
 def move(source: int, target: int, length: int, *, result: int = 0, back: bool = False) -> bytes:
-    """Move the entries of a range, tables and all, and leave its mapping; or a mapping back to where it came from."""
+    """Move the entries of a range, tables and all, and leave its mapping; or a mapping back to where it came from.
+
+    It is a call without effect until the tracer makes it mremap(2), when the thread enters it: where the tracer is
+    gone, others run, and nothing may be moved from under them.
+    """
     flags = _MREMAP_MAYMOVE | _MREMAP_FIXED | (0 if back else _MREMAP_DONTUNMAP)
-    return record(SYS_MREMAP, source, length, length, flags, target, result=result)
+    return record(SYS_GETPPID, source, length, length, flags, target, result=result)
 
 
 def unmap(address: int, length: int) -> bytes:

@@ -51,6 +51,7 @@ class Threads:
         self._tgids = tgids
         self._seized: set[int] = set()
         self._dead: set[int] = set()  # listed as long as nobody has waited for them
+        self._told = set(tgids)  # signals of the process are sent to these, and those of a child's end to its parent
         self.stopped: dict[int, Stopped] = {}
         self._began: dict[int, tuple[int, float]] = {}  # switches of a thread in a timed call, since when at the latest
         self._calls: dict[int, int] = {}  # what a thread was last seen in
@@ -61,6 +62,7 @@ class Threads:
 
         PutOff after `patience` seconds.
         """
+        self._told |= {tid for _, tid in self._all() if _has_children(tid)}
         looked = began = time.monotonic()
         while True:
             now = time.monotonic()
@@ -124,9 +126,10 @@ class Threads:
         """
         end = time.monotonic() + seconds
         while new := [(tgid, tid) for tgid, tid in self._all() if tid not in self._seized | self._dead]:
-            # Where a thread is traced, signals that it ignores are sent all the same, to any thread, and end its call:
-            # those with a call that would end are traced first, and let go last.
-            for tgid, tid in sorted(new, key=lambda pair: (self._calls.get(pair[1]) not in BEGUN_AGAIN, pair)):
+            # Where the thread that is told of a signal is traced, one that is ignored is sent all the same, to any
+            # thread, and ends its call (sig_ignored()): who is told is traced last and let go first, whose call would
+            # end is traced first and let go last.
+            for tgid, tid in sorted(new, key=self._order):
                 now = time.monotonic()
                 if (why := self._in_way(tgid, tid, now, now - FRESH_SECONDS)) is not None:
                     raise PutOff("call", why)
@@ -144,10 +147,13 @@ class Threads:
             if thread.regs.cs != _USER_CS:
                 raise Refused("32bit", f"thread {thread.tid} runs 32-bit code")
 
+    def _order(self, pair: tuple[int, int]) -> tuple[bool, bool, tuple[int, int]]:
+        return pair[1] in self._told, self._calls.get(pair[1]) not in BEGUN_AGAIN, pair
+
     def _seize(self, tid: int) -> bool:
         """Be its tracer. False where it is gone; Refused where somebody else is, or rights are missing."""
         try:
-            if ptrace.seize(tid, 0):
+            if ptrace.seize(tid, ptrace.PTRACE_O_TRACESYSGOOD):
                 self._seized.add(tid)
                 return True
         except PermissionError:
@@ -205,7 +211,7 @@ class Threads:
             sleeps = thread.regs.call >= 0 and -thread.regs.result in _RESTARTS
             if not thread.grouped or thread.sig or not (sleeps or thread.regs.call < 0):
                 continue
-            rank = not self._is_told(thread.tid), sleeps
+            rank = thread.tid not in self._told, sleeps
             if (best is not None and rank <= best_rank) or (not sleeps and _in_rseq(memory, thread)):
                 continue
             if not filtered and (label := _filtered(thread.tid)):
@@ -218,17 +224,9 @@ class Threads:
             raise PutOff("rseq", "every thread is in a critical section, or about to take a signal")
         return best
 
-    def _is_told(self, tid: int) -> bool:
-        """Whether signals of the process, or of a child's end, are sent to this thread."""
-        if tid in self._tgids:
-            return True
-        with suppress(OSError), open(f"/proc/{tid}/task/{tid}/children", "rb") as file:
-            return bool(file.read(1))
-        return False
-
     def let_go(self, but: int = 0) -> None:
         """Let all that have stopped go on, but for one."""
-        for tid, thread in sorted(self.stopped.items(), key=lambda item: (item[1].changed, item[0] not in self._tgids)):
+        for tid, thread in sorted(self.stopped.items(), key=lambda item: (item[0] not in self._told, item[1].changed)):
             if tid != but:
                 self.release(thread)
 
@@ -266,6 +264,12 @@ def _filtered(tid: int) -> str:
             return "seccomp" if any(line.startswith(b"Seccomp:") and int(line[8:]) for line in file) else ""
     except _GONE:
         return "gone"
+
+
+def _has_children(tid: int) -> bool:
+    with suppress(OSError), open(f"/proc/{tid}/task/{tid}/children", "rb") as file:
+        return bool(file.read(1))
+    return False
 
 
 def _in_rseq(memory: int, thread: Stopped) -> bool:

@@ -16,6 +16,7 @@ PTRACE_CONT = 7
 PTRACE_GETREGS = 12
 PTRACE_SETREGS = 13
 PTRACE_DETACH = 17
+PTRACE_SYSCALL = 24
 PTRACE_GETEVENTMSG = 0x4201
 PTRACE_GETSIGINFO = 0x4202
 PTRACE_SEIZE = 0x4206
@@ -34,6 +35,8 @@ PTRACE_EVENT_VFORK_DONE = 5
 PTRACE_EVENT_EXIT = 6
 PTRACE_EVENT_STOP = 128
 
+PTRACE_O_TRACESYSGOOD = 1
+SYSCALL_STOP = signal.SIGTRAP | 0x80  # with PTRACE_O_TRACESYSGOOD
 PTRACE_O_TRACEFORK = 1 << PTRACE_EVENT_FORK
 PTRACE_O_TRACEVFORK = 1 << PTRACE_EVENT_VFORK
 PTRACE_O_TRACECLONE = 1 << PTRACE_EVENT_CLONE
@@ -126,6 +129,11 @@ def interrupt(tid: int) -> bool:
 def cont(tid: int, sig: int = 0) -> bool:
     """Let a stopped task go on, delivering `sig` where it is not 0."""
     return _request(PTRACE_CONT, tid, 0, sig)
+
+
+def until_call(tid: int, sig: int = 0) -> bool:
+    """The same until it enters a system call, or leaves the one that it is in."""
+    return _request(PTRACE_SYSCALL, tid, 0, sig)
 
 
 def listen(tid: int) -> bool:

@@ -640,7 +640,7 @@ def test_calls_that_a_stop_ends_or_cuts_short_while_they_run(call: str) -> None:
         "#define _GNU_SOURCE\n#include <fcntl.h>\n#include <stdio.h>\n#include <sys/mman.h>\n#include <sys/random.h>\n"
         "#include <sys/syscall.h>\n#include <time.h>\n#include <unistd.h>\n"
         'int main(void) { puts("ready"); fflush(stdout);\n'
-        f"for (time_t end = time(0) + 3; time(0) < end;) {{ {call} }} }}\n"
+        f"for (time_t end = time(0) + 4; time(0) < end;) {{ {call} }} }}\n"
     )
     process = subprocess.Popen([compiled("calls", source)], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -655,7 +655,7 @@ def test_calls_that_a_stop_ends_or_cuts_short_while_they_run(call: str) -> None:
             pass
         threads.let_go()
         threads.linger()
-        time.sleep(0.01)
+        time.sleep(0.15)  # longer than its timeout, which begins anew
     process.communicate()
     assert (process.returncode, stopped > 3) == (0, True)
 

@@ -71,7 +71,7 @@ class Asking:
     def free(self, pid: int, start_time: int, kinds: Kinds, nbytes: int | None) -> tuple[int, int, int]:
         grower = self._growers.get((pid, start_time))
         if grower is None:
-            raise Refused(f"{pid}: not of these")
+            raise Refused(f"{pid}: not of these", "table")
         before = procmem.read_status(pid).kb["VmPTE"]
         for span in range(300):
             grower.do("advise", span * SPAN, SPAN, mmap.MADV_DONTNEED)
