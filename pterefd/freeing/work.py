@@ -105,18 +105,24 @@ class Freed:
 
 
 class _Clock:
-    """When the process began to stand, 0 while it goes on: seen by the parent."""
+    """When the process began to stand, 0 while it goes on: seen by the parent.
+
+    As long as it stands, this process does not wait for others to use the CPU.
+    """
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, PAGE)
 
     def stopped(self) -> None:
         """It stands."""
+        with suppress(PermissionError):  # without CAP_SYS_NICE, and RLIMIT_RTPRIO
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         self._memory[:8] = struct.pack("<d", time.monotonic())
 
     def going(self) -> None:
         """It goes on."""
         self._memory[:8] = bytes(8)
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 
     def standing(self) -> float:
         """Seconds for which it has stood."""
@@ -187,8 +193,6 @@ def _child(request: Request, at: int, end: float, clock: _Clock, writer: int, pa
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() == parent:
             gc.disable()
-            with suppress(PermissionError):  # a process that stands should not wait for others to use the CPU
-                os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
             refused = put_off = label = ""
             try:
                 prove(request.hang)
