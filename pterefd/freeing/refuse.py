@@ -9,7 +9,7 @@ from contextlib import suppress
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.spans import Run
 from pterefd.live import procmem, ptrace
-from pterefd.live.scan import pids
+from pterefd.live.scan import pids, with_memory
 
 # Whoever has one of these can have its memory written while it stands: label -> beginnings of what descriptors lead to.
 WRITERS = {
@@ -27,9 +27,19 @@ _SPARE_MAPPINGS = 16
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
+def living(pid: int) -> int:
+    """A thread of a process that has its memory: the first one may have ended. ProcessLookupError: there is none."""
+    tid = with_memory(pid)
+    if tid is None:
+        raise ProcessLookupError(pid)
+    return tid
+
+
 def check(pid: int, accepted: Iterable[str]) -> None:
     """Refused, PutOff; ProcessLookupError, FileNotFoundError where it is gone. accepted: writers that may be there."""
-    if procmem.is_32bit(pid):
+    if with_memory(pid) is None:
+        raise PutOff("no memory", f"{pid}: has no memory of its own: a kernel thread, or about to end")
+    if procmem.is_32bit(living(pid)):
         raise Refused("32bit", f"{pid}: a 32-bit program")
     for tid in procmem.tasks(pid):
         with suppress(*_GONE):
@@ -51,36 +61,34 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
         raise Refused("traced", f"{pid}: is traced by {status['TracerPid']}")
     if "shstk" in status.get("x86_Thread_features", ""):
         raise Refused("shadow stack", f"{pid}: has a shadow stack")
-    if "VmPTE" not in status:
-        raise PutOff("no memory", f"{pid}: has no memory of its own: a kernel thread, or about to end")
     if status["State"][0] in "Tt":
         raise PutOff("stopped", f"{pid}: is stopped")
 
 
 def _check_writers(pid: int, accepted: frozenset[str]) -> None:
-    found = {name for name in _writers(pid) if name not in accepted}
+    found = {name for name in _writers(living(pid)) if name not in accepted}
     if found:
         names = ", ".join(sorted(found))
         raise Refused("writers", f"{pid}: {names}: may write to its memory while it stands (`writers` accepts it)")
 
 
-def _writers(pid: int) -> Iterable[str]:
-    for fd in os.listdir(f"/proc/{pid}/fd"):
+def _writers(tid: int) -> Iterable[str]:
+    for fd in os.listdir(f"/proc/{tid}/fd"):
         with suppress(OSError):
-            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            target = os.readlink(f"/proc/{tid}/fd/{fd}")
             yield from (name for name, begins in WRITERS.items() if target.startswith(begins or ("\0",)))
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+    with open(f"/proc/{tid}/maps", encoding="utf-8", errors="surrogateescape") as file:
         if any(line.rstrip("\n").endswith(_AIO_RING) or f"{_AIO_RING} " in line for line in file):
             yield "aio"
 
 
 def sharers(pid: int) -> list[int]:
     """The processes that have this very mm, pid first: it and those of clone(CLONE_VM)."""
-    found = [pid]
+    found, tid = [pid], living(pid)
     for other in pids():
         if other == pid:
             continue
-        shares = ptrace.shares_mm(pid, other)
+        shares = ptrace.shares_mm(tid, other)
         if shares is None and os.path.exists(f"/proc/{pid}") and not _KCMP:
             raise Refused("kcmp", "this kernel does not tell who shares memory (CONFIG_KCMP)")
         if shares:

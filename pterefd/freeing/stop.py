@@ -13,7 +13,7 @@ from typing import Protocol
 from pterefd.freeing.cave import Cave, find_cave
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.mover import Lost, Mover
-from pterefd.freeing.refuse import check_limits, sharers
+from pterefd.freeing.refuse import check_limits, living, sharers
 from pterefd.freeing.spans import eligible, gap, movable, with_data
 from pterefd.freeing.stub import STUB_BYTES
 from pterefd.freeing.threads import Threads
@@ -86,9 +86,10 @@ class Target:
         self.pid = pid
         self.ours = ours
         self.start = start
-        self.memory = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        self.pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        self.maps_file = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+        self.tid = living(pid)
+        self.memory = os.open(f"/proc/{self.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self.pagemap = os.open(f"/proc/{self.tid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self.maps_file = os.open(f"/proc/{self.tid}/maps", os.O_RDONLY | os.O_CLOEXEC)
         self.refresh()
 
     def close(self) -> None:
@@ -103,11 +104,11 @@ class Target:
         self.text = self.maps_text()
         self.maps = list(procmem.parse_maps(self.text.decode("utf-8", "surrogateescape").splitlines(keepends=True)))
         if not self.maps:
-            if start_time(self.pid) == self.start and procmem.read_maps(self.pid):
+            if start_time(self.pid) == self.start and procmem.read_maps(self.tid):
                 raise PutOff("changed", f"{self.pid}: runs another program now")
             raise ProcessLookupError(self.pid)
-        flags = procmem.read_vm_flags(self.pid)
-        self.locked = _locked_kb(self.pid)
+        flags = procmem.read_vm_flags(self.tid)
+        self.locked = _locked_kb(self.tid)
         self.ranges = eligible(self.maps, flags)
         self._starts = [mapping.start for mapping in self.maps]
         self._lines = self.text.splitlines(keepends=True)
@@ -131,8 +132,8 @@ class Target:
         return self._lines[bisect.bisect_right(self._starts, address) - 1]
 
 
-def _locked_kb(pid: int) -> bytes:
-    with open(f"/proc/{pid}/status", "rb") as file:
+def _locked_kb(tid: int) -> bytes:
+    with open(f"/proc/{tid}/status", "rb") as file:
         return next((line for line in file if line.startswith(b"VmLck:")), b"")
 
 
@@ -170,7 +171,7 @@ def one_stop(
         threads.stop(seconds)
         threads.check_outside(target.cave.address, STUB_BYTES)
         _check_again(target, ranges, last, (scratch, table + _TABLE_ROOM))
-        done.before = _vm_pte(target.pid)
+        done.before = _vm_pte(target.tid)
         entered = time.monotonic()
         runs = movable(
             procmem.read_ranges(target.pagemap, ranges),
@@ -188,7 +189,7 @@ def one_stop(
             done.after = done.before
             watchdog.going()
             return done
-        check_limits(target.pid, len(target.maps), runs, length)
+        check_limits(target.tid, len(target.maps), runs, length)
         executor = threads.choose(target.memory, filtered=target.ours)
     except (PutOff, Refused, ProcessLookupError, FileNotFoundError):
         threads.let_go()
@@ -227,7 +228,7 @@ def one_stop(
     finally:
         watchdog.going()
     done.held = time.monotonic() - began
-    done.after = _vm_pte(target.pid)
+    done.after = _vm_pte(target.tid)
     moved = [run for run in runs if run not in left]
     done.runs, done.zero, done.mixed = (len(moved), sum(r.zero for r in moved), sum(r.mixed for r in moved))
     done.back = len(data)
@@ -241,9 +242,9 @@ def _check_again(target: Target, ranges: Sequence[tuple[int, int]], last: bytes,
     if _last_pid() != last:
         _check_sharers(target)
     # exec(2) takes no new pid, and what was opened before it is still of the memory before.
-    if not all(shares_mm(target.pid, tgid) for tgid in target.tgids[1:]):
+    if not all(shares_mm(target.tid, living(tgid)) for tgid in target.tgids[1:]):
         raise PutOff("changed", f"{target.pid}: a process that shared its memory runs another program now")
-    if _locked_kb(target.pid) != target.locked:
+    if _locked_kb(target.tid) != target.locked:
         raise PutOff("changed", f"{target.pid}: what is locked has changed")
     text = target.maps_text()
     if text == target.text:
@@ -267,5 +268,5 @@ def _last_pid() -> bytes:
         return file.read().split()[-1]
 
 
-def _vm_pte(pid: int) -> int:
-    return procmem.read_status(pid).kb.get("VmPTE", 0) << 10
+def _vm_pte(tid: int) -> int:
+    return procmem.read_status(tid).kb.get("VmPTE", 0) << 10

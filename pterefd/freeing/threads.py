@@ -100,7 +100,7 @@ class Threads:
         much it has run tells, not how long ago that was: on a busy machine it may not have run at all.
         """
         used = cpu_time(tgid, tid)
-        if used >= self._clear.get(tid, 0):
+        if used >= self._clear.get(tid, 0) or procmem.read_stat(tid)[0] in "ZX":  # a first thread that has ended
             self._clear.setdefault(tid, used + _SEEN_NS)
             return None
         return f"thread {tid} may be in a call that a stop would cut short"

@@ -152,7 +152,7 @@ def scan(pid: int) -> Seen | None:
 
 def _scan(pid: int) -> Seen | None:
     began = start_time(pid)
-    tid = _with_memory(pid)
+    tid = with_memory(pid)
     if tid is None:
         return None
     for _ in range(_ATTEMPTS):
@@ -192,7 +192,7 @@ def _scan(pid: int) -> Seen | None:
     )
 
 
-def _with_memory(pid: int) -> int | None:
+def with_memory(pid: int) -> int | None:
     """The pid, or where its first thread has exited (pthread_exit) another of its threads; None: it has no memory."""
     tids = (tid for tid in procmem.tasks(pid) if "VmPTE" in procmem.read_status(tid).kb)
     return pid if "VmPTE" in procmem.read_status(pid).kb else next(tids, None)

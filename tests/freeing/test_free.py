@@ -134,6 +134,27 @@ def test_one_thread_is_enough_and_a_hundred_are_not_too_many() -> None:
     assert process.returncode == 0
 
 
+def test_a_process_whose_first_thread_has_ended() -> None:
+    source = (
+        "#define _GNU_SOURCE\n#include <pthread.h>\n#include <stdio.h>\n#include <sys/mman.h>\n#include <unistd.h>\n"
+        "static char *m; static void *goes_on(void *_) { char c; for (int i = 0; i < 64; i++) { m[i << 20] = 1;\n"
+        'madvise(m + (i << 20), 4096, MADV_DONTNEED); } m[0] = 7; puts("ready"); fflush(stdout); read(0, &c, 1);\n'
+        "_exit(m[0] == 7 ? 0 : 1); }\n"
+        "int main(void) { pthread_t t;\n"
+        "m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);\n"
+        "pthread_create(&t, NULL, goes_on, NULL); pthread_exit(NULL); }\n"
+    )
+    process = subprocess.Popen([compiled("headless", source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    while procmem.read_status(process.pid).state != "Z":
+        time.sleep(0.01)
+    freed = free(Request(process.pid, start_time(process.pid), stop=0.5, patience=10.0))
+    assert freed.freed >= 30 * PAGE, freed
+    process.communicate(b"x")
+    assert process.returncode == 0
+
+
 def test_the_proof_holds_here_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     prove_apart()
     monkeypatch.setattr(stub, "_MREMAP_DONTUNMAP", 0)  # the mapping goes with its pages, as nothing keeps it
