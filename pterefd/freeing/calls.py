@@ -82,6 +82,9 @@ def is_cut_short(number: int, length: int, result: int) -> bool:
     return number == _GETRANDOM and 0 <= result < length
 
 
+_LOOKED_AT = frozenset(_CUT_SHORT) | frozenset(_TIMEOUTS) | _ON_SOCKETS
+
+
 class Kind(enum.Enum):
     """What a stop does to a call: nothing that is seen, or what has to be waited out."""
 
@@ -104,13 +107,15 @@ class Call:
 _NONE = Call(Kind.FREE, sleeps=False)
 
 
-def call_of(tgid: int, tid: int) -> Call:
-    """What a thread is in, by /proc/PID/task/TID/syscall. FileNotFoundError, ProcessLookupError: it is gone."""
-    with open(f"/proc/{tgid}/task/{tid}/syscall", encoding="ascii") as file:
-        words = file.read().split()
+def call_of(tgid: int, file: int) -> Call:
+    """What a thread is in. file: a descriptor of its /proc/PID/task/TID/syscall. ProcessLookupError: it is gone."""
+    words = os.pread(file, 256, 0).split()
     if len(words) < 7:  # "running", or -1 with stack and program counter
         return _NONE
-    number, arguments = int(words[0]), tuple(int(word, 16) for word in words[1:7])
+    number = int(words[0])
+    if number not in _LOOKED_AT:
+        return Call(Kind.FREE, number)
+    arguments = tuple(int(word, 16) for word in words[1:7])
     kind, text = _judged(tgid, number, arguments)
     return Call(kind, number, arguments, text)
 

@@ -153,6 +153,23 @@ def one_stop(
     hang: seconds after which the watchdog ends it; what it makes a thread do ends by itself before that.
     Refused, PutOff: nothing was done; this process has to end then, so that threads that were about to stop go on.
     """
+    threads = Threads(target.tgids)
+    try:
+        return _one_stop(target, ranges, wanted, watchdog, threads, patience, seconds, hang)
+    finally:
+        threads.close()
+
+
+def _one_stop(
+    target: Target,
+    ranges: Sequence[tuple[int, int]],
+    wanted: Wanted,
+    watchdog: Watchdog,
+    threads: Threads,
+    patience: float,
+    seconds: float,
+    hang: float,
+) -> Stop:
     low = ranges[0][0] // _GIB * _GIB
     length = -(-(ranges[-1][1] - low) // _GIB) * _GIB
     done = Stop(end=ranges[-1][1])
@@ -160,7 +177,6 @@ def one_stop(
     if scratch is None:
         raise Refused("address space", f"{target.pid}: {length >> 30} GiB of addresses are not free anywhere")
     table = scratch + length + _GIB
-    threads = Threads(target.tgids)
     threads.wait_for_a_moment(patience)
     last = _last_pid()
     if last != target.last:  # as nearly always: seen to before the stop, so that less is left in it

@@ -51,6 +51,7 @@ class Threads:
         self._tgids = tgids
         self._seized: set[int] = set()
         self._dead: set[int] = set()  # listed as long as nobody has waited for them
+        self._files: dict[int, int] = {}
         self._told = set(tgids)  # signals of the process are sent to these, and those of a child's end to its parent
         self.stopped: dict[int, Stopped] = {}
         self._began: dict[int, tuple[int, float]] = {}  # switches of a thread in a timed call, since when at the latest
@@ -77,7 +78,7 @@ class Threads:
     def _in_way(self, tgid: int, tid: int, now: float, looked: float) -> str | None:
         """Why a thread is not to be stopped now. looked: when that was asked before."""
         try:
-            call = call_of(tgid, tid)
+            call = call_of(tgid, self._file(tgid, tid))
             self._calls[tid] = call.number
             if call.kind is Kind.FREE:
                 self._began.pop(tid, None)
@@ -92,6 +93,18 @@ class Threads:
         except _GONE:
             return None
         return f"thread {tid} is in {call.text}, which a stop would change"
+
+    def _file(self, tgid: int, tid: int) -> int:
+        """Kept open: it is read once more just before the thread is stopped, while others stand."""
+        if tid not in self._files:
+            self._files[tid] = os.open(f"/proc/{tgid}/task/{tid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[tid]
+
+    def close(self) -> None:
+        """Close what was kept open."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
 
     def _not_asleep(self, tgid: int, tid: int) -> str | None:
         """Why a thread that runs, or was woken and waits for a CPU, is not to be stopped now.

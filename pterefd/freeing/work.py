@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import resource
 import select
 import signal
 import struct
@@ -142,6 +143,8 @@ def free(request: Request) -> Freed:
             until = time.monotonic() + request.patience
         if freed.label not in _LATER or time.monotonic() > min(until, began + request.seconds):
             return freed
+        if freed.label == "stub":
+            time.sleep(request.hang / 2)  # each stop begins the wait anew that the thread is in
         if request.most is not None:
             request = replace(request, most=request.most - freed.freed)
 
@@ -193,6 +196,8 @@ def _child(request: Request, at: int, end: float, clock: _Clock, writer: int, pa
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() == parent:
             gc.disable()
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each thread
             refused = put_off = label = ""
             try:
                 prove(request.hang)
