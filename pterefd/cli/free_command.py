@@ -62,7 +62,7 @@ def command(
 
     from pterefd.freeing.refuse import WRITERS
     from pterefd.freeing.work import Request, free, prove_apart
-    from pterefd.live import machine
+    from pterefd.live import machine, procmem
     from pterefd.live.scan import start_time
 
     machine.check_arch("freeing")
@@ -73,7 +73,7 @@ def command(
     for pid in pids:
         try:
             began = start_time(pid)
-        except (FileNotFoundError, ProcessLookupError):
+        except procmem.GONE:
             raise click.UsageError(f"{pid}: no such process") from None
         freed = free(Request(pid, began, stop=stop, kinds=kinds, patience=patience, writers=writers))
         answers.append(asdict(freed) | {"empty": freed.empty})

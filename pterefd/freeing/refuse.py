@@ -24,7 +24,6 @@ WRITERS = {
 }
 _AIO_RING = "/[aio]"
 _SPARE_MAPPINGS = 16
-_GONE = (FileNotFoundError, ProcessLookupError)
 
 
 def living(pid: int) -> int:
@@ -37,14 +36,17 @@ def living(pid: int) -> int:
 
 def check(pid: int, accepted: Iterable[str]) -> None:
     """Refused, PutOff; ProcessLookupError, FileNotFoundError where it is gone. accepted: writers that may be there."""
-    if with_memory(pid) is None:
+    living_tid = with_memory(pid)
+    if living_tid is None:
         raise PutOff("no memory", f"{pid}: has no memory of its own: a kernel thread, or about to end")
-    if procmem.is_32bit(living(pid)):
+    if procmem.is_32bit(living_tid):
         raise Refused("32bit", f"{pid}: a 32-bit program")
     for tid in procmem.tasks(pid):
-        with suppress(*_GONE):
+        with suppress(*procmem.GONE):
             _check_thread(pid, _status(pid, tid))
-    _check_writers(pid, frozenset(accepted))
+    if found := set(_writers(living_tid)) - set(accepted):
+        names = ", ".join(sorted(found))
+        raise Refused("writers", f"{pid}: {names}: may write to its memory while it stands (`writers` accepts it)")
 
 
 def _status(pid: int, tid: int) -> dict[str, str]:
@@ -65,18 +67,11 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
         raise PutOff("stopped", f"{pid}: is stopped")
 
 
-def _check_writers(pid: int, accepted: frozenset[str]) -> None:
-    found = {name for name in _writers(living(pid)) if name not in accepted}
-    if found:
-        names = ", ".join(sorted(found))
-        raise Refused("writers", f"{pid}: {names}: may write to its memory while it stands (`writers` accepts it)")
-
-
 def _writers(tid: int) -> Iterable[str]:
     for fd in os.listdir(f"/proc/{tid}/fd"):
         with suppress(OSError):
             target = os.readlink(f"/proc/{tid}/fd/{fd}")
-            yield from (name for name, begins in WRITERS.items() if target.startswith(begins or ("\0",)))
+            yield from (name for name, begins in WRITERS.items() if target.startswith(begins))
     with open(f"/proc/{tid}/maps", encoding="utf-8", errors="surrogateescape") as file:
         if any(line.rstrip("\n").endswith(_AIO_RING) or f"{_AIO_RING} " in line for line in file):
             yield "aio"

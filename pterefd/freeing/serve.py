@@ -117,7 +117,7 @@ class Server:
             status = procmem.read_status(pid)
             facts = status.name, read_cgroup(pid), status.uid
             same = start_time(pid) == asked["start_time"]
-        except (FileNotFoundError, ProcessLookupError):
+        except procmem.GONE:
             same = False
         if not same:
             raise Refused("gone", f"{pid}: no such process any more")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pterefd.live.procmem import PAGE, PAGE_IS_GUARD, PAGE_IS_HUGE, PAGE_IS_PFNZERO, SPAN_SHIFT, Entries, Map
-from pterefd.live.scan import PTRS_PER_PTE, count_spans
+from pterefd.live.procmem import PAGE_IS_GUARD, PAGE_IS_HUGE, PAGE_IS_PFNZERO, SPAN_SHIFT, Entries, Map
+from pterefd.live.scan import count_spans
 
 I64 = npt.NDArray[np.int64]
 SPAN = 1 << SPAN_SHIFT
@@ -73,12 +73,11 @@ def movable(entries: Entries, ranges: Iterable[tuple[int, int]], *, empty: bool,
     """
     huge = (entries.categories & PAGE_IS_HUGE) != 0
     spans = count_spans(entries.where(~huge))
-    is_zero, is_mixed = spans.zero == PTRS_PER_PTE, (spans.zero > 0) & (spans.zero < PTRS_PER_PTE)
-    clean = (spans.guard + spans.other == 0) & ((is_zero & zero) | (is_mixed & mixed))
+    clean = (spans.is_zero & zero) | (spans.is_mixed & mixed)
     # Not np.union1d(): that imports numpy.ma, while a process stands.
     blocked = np.sort(np.concatenate((spans.number[~clean], _huge_spans(entries.where(huge)))))
     takes = spans.number[clean]
-    counts = np.stack((is_zero[clean], is_mixed[clean])).astype(np.int64)
+    counts = np.stack((spans.is_zero[clean], spans.is_mixed[clean])).astype(np.int64)
     runs = []
     for start, end in ranges:
         first, last = start >> SPAN_SHIFT, end >> SPAN_SHIFT
@@ -123,6 +122,3 @@ def gap(maps: Iterable[Map], length: int, align: int, low: int, high: int) -> in
     size, start = max(widest, (high - at, at))
     address = -(-(start + (size - length) // 2) // align) * align
     return address if size >= length + 2 * align and address + length <= start + size else None
-
-
-PAGES_PER_SPAN = SPAN // PAGE

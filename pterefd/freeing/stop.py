@@ -207,7 +207,7 @@ def _one_stop(
             return done
         check_limits(target.tid, len(target.maps), runs, length)
         executor = threads.choose(target.memory, filtered=target.ours)
-    except (PutOff, Refused, ProcessLookupError, FileNotFoundError):
+    except (PutOff, Refused, *procmem.GONE):
         threads.let_go()
         watchdog.going()
         threads.linger()

@@ -26,7 +26,6 @@ _LOOK_SECONDS = 0.001
 _LINGER_SECONDS = 5.0
 _POLL_SECONDS = 20e-6
 _USER_CS = 0x33  # of 64-bit code
-_GONE = (FileNotFoundError, ProcessLookupError)
 
 
 @dataclass(slots=True)
@@ -90,7 +89,7 @@ class Threads:
                 self._clear[tid] = cpu_time(tgid, tid) + _CUT_NS
             elif self._fresh(tgid, tid, now, looked):
                 return None
-        except _GONE:
+        except procmem.GONE:
             return None
         return f"thread {tid} is in {call.text}, which a stop would change"
 
@@ -129,7 +128,7 @@ class Threads:
 
     def _all(self) -> Iterable[tuple[int, int]]:
         for tgid in self._tgids:
-            with suppress(*_GONE):
+            with suppress(*procmem.GONE):
                 yield from ((tgid, tid) for tid in procmem.tasks(tgid))
 
     def stop(self, seconds: float) -> None:
@@ -170,7 +169,7 @@ class Threads:
                 self._seized.add(tid)
                 return True
         except PermissionError:
-            with suppress(*_GONE):
+            with suppress(*procmem.GONE):
                 if procmem.read_stat(tid)[0] not in "ZX":  # of one that is about to be gone, too
                     text = f"thread {tid} may not be traced: rights, or somebody else traces it"
                     raise Refused("ptrace", text) from None
@@ -275,7 +274,7 @@ def _filtered(tid: int) -> str:
     try:
         with open(f"/proc/{tid}/status", "rb") as file:
             return "seccomp" if any(line.startswith(b"Seccomp:") and int(line[8:]) for line in file) else ""
-    except _GONE:
+    except procmem.GONE:
         return "gone"
 
 

@@ -28,6 +28,7 @@ from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.pace import Pace, within
 from pterefd.freeing.proof import prove
 from pterefd.freeing.stop import HANG_SECONDS, Stop, Target, Wanted, Watchdog, one_stop
+from pterefd.live import procmem
 from pterefd.live.procmem import PAGE
 from pterefd.live.scan import scan
 
@@ -207,7 +208,7 @@ def _child(request: Request, at: int, end: float, clock: _Clock, writer: int, pa
                 refused, label = str(error), error.label
             except PutOff as error:
                 put_off, label = str(error), error.label
-            except (FileNotFoundError, ProcessLookupError):
+            except procmem.GONE:
                 put_off, label = f"{request.pid}: ended meanwhile", "gone"
             except PermissionError as error:
                 refused, label = f"{request.pid}: {error.strerror}: needs CAP_SYS_PTRACE, or to be its owner", "rights"
@@ -293,5 +294,5 @@ def _look_again(request: Request, target: Target) -> None:
 def _check_sharers(request: Request, target: Target) -> None:
     for tgid in target.tgids:
         if tgid != request.pid:
-            with suppress(FileNotFoundError, ProcessLookupError):
+            with suppress(*procmem.GONE):
                 refuse.check(tgid, request.writers)

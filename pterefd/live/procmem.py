@@ -21,6 +21,8 @@ import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
 
+GONE = (FileNotFoundError, ProcessLookupError)  # what is raised of a task that is gone
+
 PAGE = 4096
 USER_END = 1 << 47
 SPAN_SHIFT, GIB_SHIFT, PGD_SHIFT = 21, 30, 39
@@ -475,7 +477,7 @@ def read_checkpoint(tid: int) -> Checkpoint | None:
         fields = dict(status.kb)
         fields["vmas"] = count_maps(tid)
         entries = read_entries(tid)
-    except (FileNotFoundError, ProcessLookupError):
+    except GONE:
         return None
     except OSError as error:
         if error.errno in (errno.ESRCH, errno.EINVAL):

@@ -139,7 +139,7 @@ def scan(pid: int) -> Seen | None:
     """
     try:
         return _scan(pid)
-    except (FileNotFoundError, ProcessLookupError):
+    except procmem.GONE:
         raise NoSuchMm(f"{pid}: no such process") from None
     except PermissionError as error:
         text = f"{pid}: {error.strerror}: its entries are for its owner and for CAP_SYS_PTRACE"

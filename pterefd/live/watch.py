@@ -170,7 +170,7 @@ class Watch:
                 if "VmPTE" not in status.kb or not self.wanted(pid, status):
                     continue
                 facts = _facts(pid, status)
-            except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last where /proc has hidepid=1
+            except (*procmem.GONE, PermissionError):  # the last where /proc has hidepid=1
                 continue
             identity = (pid, facts.start_time)
             there.add(identity)

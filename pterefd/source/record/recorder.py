@@ -438,7 +438,7 @@ def _check_target(pid: int) -> None:
         if procmem.is_32bit(pid):
             raise BadInput(f"process {pid} is a 32-bit program: its system calls cannot be recorded")
         procmem.count_maps(pid)
-    except (FileNotFoundError, ProcessLookupError):
+    except procmem.GONE:
         raise BadInput(f"there is no process {pid}") from None
     except PermissionError:
         raise Missing(f"process {pid} may not be traced: it takes root") from None

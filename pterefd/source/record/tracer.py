@@ -246,7 +246,7 @@ class Tracer:
         early = self._early.pop(child, None)
         try:
             tgid = procmem.read_status(child).tgid
-        except (FileNotFoundError, ProcessLookupError):
+        except procmem.GONE:
             tgid = 0  # killed already
         if child and tgid and child not in self._tasks:
             shared = tgid == parent.tgid or self._shares(parent, child, vfork=vfork)
@@ -267,7 +267,7 @@ class Tracer:
         """A child whose parent was killed before it could tell of it."""
         try:
             found = procmem.read_status(tid)
-        except (FileNotFoundError, ProcessLookupError):
+        except procmem.GONE:
             return
         relatives = [task for task in self._tasks.values() if task.tgid in (found.tgid, found.ppid)]
         mm = next((task.mm for task in relatives if ptrace.shares_mm(task.tid, tid)), None)
@@ -322,7 +322,7 @@ class Tracer:
                 try:
                     if procmem.read_stat(task.tid)[0] in "ZX":
                         break
-                except (FileNotFoundError, ProcessLookupError):
+                except procmem.GONE:
                     break
                 time.sleep(0.0002)
 
