@@ -99,7 +99,6 @@ class Call:
 
     kind: Kind
     number: int = -1
-    arguments: tuple[int, ...] = ()
     text: str = ""
     sleeps: bool = True
 
@@ -117,7 +116,7 @@ def call_of(tgid: int, file: int) -> Call:
         return Call(Kind.FREE, number)
     arguments = tuple(int(word, 16) for word in words[1:7])
     kind, text = _judged(tgid, number, arguments)
-    return Call(kind, number, arguments, text)
+    return Call(kind, number, text)
 
 
 def _judged(tgid: int, number: int, arguments: tuple[int, ...]) -> tuple[Kind, str]:

@@ -61,16 +61,14 @@ class Mover:
         self._table = table
         self._runs = runs
         self._wait = wait
-        self._sleeps = os.open(f"/proc/{thread.tid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+        self._sleeps = threads.file_of(thread.tid)
         self._inside = False
         self._mask = ptrace.signal_mask(thread.tid) or 0
-        self._table_bytes = -(-self._results_at(len(runs)) // PAGE) * PAGE
+        # The list, as long as it may become, and a result for each run behind it.
+        size = (len(runs) + 11 + 2 * (BACK_PIECES + len(runs))) * stub.RECORD + 8 * (len(runs) + 1)
+        self._table_bytes = -(-size // PAGE) * PAGE
         home = stub.as_restarted(thread.regs)
         self._stub = stub.placed(cave.address, home, self._mask, table, self._table_bytes, wait)
-
-    def _results_at(self, runs: int) -> int:
-        """How many bytes a list of so many runs takes, with the results."""
-        return (runs + 11 + 2 * (BACK_PIECES + runs)) * stub.RECORD + 8 * (runs + 1)
 
     # ---- the list ------------------------------------------------------------------------------
 
@@ -80,16 +78,21 @@ class Mover:
         Others go on before it is unmapped, and may fork(2): a child would keep what nobody unmaps there.
         """
         results = self._table + self._table_bytes - 8 * len(self._runs)
-        records = [stub.fork_copies(self._table, self._table_bytes, copies=False)]
-        records.append(stub.reserve(self._scratch, self._length))
+        records = [
+            stub.fork_copies(self._table, self._table_bytes, copies=False),
+            stub.reserve(self._scratch, self._length),
+        ]
         records += [
             stub.move(run.start, run.start + self._shift, run.end - run.start, result=results + 8 * i)
             for i, run in enumerate(self._runs)
         ]
-        records.append(stub.fork_copies(self._scratch, self._length, copies=False))
-        records += [stub.wait_at(stub.LOOK, stub.timeout_of(self._stub)), b""]
-        records[-1] = stub.jump(self._after_look + stub.RECORD)
-        records += [stub.unmap(self._scratch, self._length), stub.jump(self._stub.end)]
+        records += [
+            stub.fork_copies(self._scratch, self._length, copies=False),
+            stub.wait_at(stub.LOOK, self._stub.timeout),
+            stub.jump(self._after_look + stub.RECORD),
+            stub.unmap(self._scratch, self._length),
+            stub.jump(self._stub.end),
+        ]
         return b"".join(records)
 
     @property
@@ -148,7 +151,7 @@ class Mover:
         for start, end in pieces:
             back.append(stub.fork_copies(start, end - start, copies=True))
             back.append(stub.move(start, start - self._shift, end - start, back=True))
-        back.append(stub.wait_at(stub.BACK, stub.timeout_of(self._stub)))
+        back.append(stub.wait_at(stub.BACK, self._stub.timeout))
         back.append(stub.jump(self._after_look + stub.RECORD))
         os.pwrite(self._memory, b"".join(back), self._back_list)
         self._point(self._after_look + 8, self._back_list)
@@ -179,7 +182,6 @@ class Mover:
 
     def _leave(self) -> None:
         self._inside = False
-        os.close(self._sleeps)
         if self.thread.changed:  # home first: this process may be killed before the next line
             ptrace.set_registers(self.thread.tid, self.thread.regs)
         os.pwrite(self._memory, self._cave.before, self._cave.address)
@@ -249,9 +251,8 @@ class Mover:
                     return
                 asked = False
             else:
-                time.sleep(
-                    _PAUSE_SECONDS
-                )  # not a yield: that leaves nothing to others where this process is SCHED_FIFO
+                # Not a yield: that leaves nothing to others where this process is SCHED_FIFO.
+                time.sleep(_PAUSE_SECONDS)
 
     def _is_waiting(self, number: int) -> bool:
         words = os.pread(self._sleeps, 200, 0).split(None, 2)

@@ -51,7 +51,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Stop:
-    """What one stop did. before, after: VmPTE, bytes.  runs: moved.  zero, mixed: spans among them.
+    """What one stop did. before, after: VmPTE, bytes.  zero, mixed: spans among those that were moved.
 
     back: pieces with data that were moved back.  end: of what was looked at, an address.
     stopped: seconds for which all threads stood; held: for which the one that did the work did; work: of these, those
@@ -60,7 +60,6 @@ class Stop:
 
     before: int = 0
     after: int = 0
-    runs: int = 0
     zero: int = 0
     mixed: int = 0
     back: int = 0
@@ -246,7 +245,7 @@ def _one_stop(
     done.held = time.monotonic() - began
     done.after = _vm_pte(target.tid)
     moved = [run for run in runs if run not in left]
-    done.runs, done.zero, done.mixed = (len(moved), sum(r.zero for r in moved), sum(r.mixed for r in moved))
+    done.zero, done.mixed = sum(run.zero for run in moved), sum(run.mixed for run in moved)
     done.back = len(data)
     return done
 

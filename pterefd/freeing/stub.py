@@ -92,6 +92,7 @@ class Placed(NamedTuple):
     """A stub for one place. image: its bytes.  entry, first: where the thread begins, and with which record.
 
     after_ready: where the address lies of the record that follows READY.  end: the record that leads home.
+    timeout: where the struct timespec of its waits lies.
     """
 
     image: bytes
@@ -99,6 +100,7 @@ class Placed(NamedTuple):
     first: int
     after_ready: int
     end: int
+    timeout: int
 
 
 def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int, seconds: float) -> Placed:
@@ -111,29 +113,23 @@ def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int, se
     data = address + len(CODE) + _SAVED_BYTES
     timeout, first = data + 8, data + 24
     flags = _PRIVATE_ANONYMOUS | MAP_FIXED_NOREPLACE
-    wait = (0, timeout, 0, 8)
     end = first + 3 * RECORD
     records = (
         record(SYS_MMAP, table, table_bytes, PROT_RW, flags, -1),
-        record(SYS_PPOLL, READY, *wait),
+        wait_at(READY, timeout),
         jump(end),
         unmap(table, table_bytes),
         record(SYS_RT_SIGPROCMASK, _SIG_SETMASK, data, 0, 8),
-        record(SYS_PPOLL, DONE, *wait),
+        wait_at(DONE, timeout),
         struct.pack("<q", _END),
     )
     image = CODE + saved + struct.pack("<Qqq", mask, *divmod(round(seconds * 1e9), 10**9)) + b"".join(records)
-    return Placed(image, address, first, first + 2 * RECORD + 8, end)
+    return Placed(image, address, first, first + 2 * RECORD + 8, end, timeout)
 
 
 def wait_at(number: int, timeout: int) -> bytes:
     """Wait for the tracer. timeout: where the stub's struct timespec is."""
     return record(SYS_PPOLL, number, 0, timeout, 0, 8)
-
-
-def timeout_of(stub: Placed) -> int:
-    """Where the stub's struct timespec is."""
-    return stub.first - 16
 
 
 STUB_BYTES = len(CODE) + _SAVED_BYTES + 24 + 6 * RECORD + 8

@@ -77,7 +77,7 @@ class Threads:
     def _in_way(self, tgid: int, tid: int, now: float, looked: float) -> str | None:
         """Why a thread is not to be stopped now. looked: when that was asked before."""
         try:
-            call = call_of(tgid, self._file(tgid, tid))
+            call = call_of(tgid, self.file_of(tid))
             self._calls[tid] = call.number
             if call.kind is Kind.FREE:
                 self._began.pop(tid, None)
@@ -93,10 +93,13 @@ class Threads:
             return None
         return f"thread {tid} is in {call.text}, which a stop would change"
 
-    def _file(self, tgid: int, tid: int) -> int:
-        """Kept open: it is read once more just before the thread is stopped, while others stand."""
+    def file_of(self, tid: int) -> int:
+        """A descriptor of what a thread is in, kept open: read once more just before it stops, while others stand.
+
+        FileNotFoundError where it is gone.
+        """
         if tid not in self._files:
-            self._files[tid] = os.open(f"/proc/{tgid}/task/{tid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+            self._files[tid] = os.open(f"/proc/{tid}/syscall", os.O_RDONLY | os.O_CLOEXEC)
         return self._files[tid]
 
     def close(self) -> None:
@@ -137,7 +140,7 @@ class Threads:
         ProcessLookupError where none is left. let_go() and linger() are to be called then.
         """
         end = time.monotonic() + seconds
-        while new := [(tgid, tid) for tgid, tid in self._all() if tid not in self._seized | self._dead]:
+        while new := self._new():
             # Where the thread that is told of a signal is traced, one that is ignored is sent all the same, to any
             # thread, and ends its call (sig_ignored()): who is told is traced last and let go first, whose call would
             # end is traced first and let go last.
@@ -158,6 +161,10 @@ class Threads:
                 raise PutOff("stopped", f"the process is stopped by {signal.Signals(thread.sig).name}")
             if thread.regs.cs != _USER_CS:
                 raise Refused("32bit", f"thread {thread.tid} runs 32-bit code")
+
+    def _new(self) -> list[tuple[int, int]]:
+        known = self._seized | self._dead
+        return [pair for pair in self._all() if pair[1] not in known]
 
     def _order(self, pair: tuple[int, int]) -> tuple[bool, bool, tuple[int, int]]:
         return pair[1] in self._told, self._calls.get(pair[1]) not in BEGUN_AGAIN, pair
