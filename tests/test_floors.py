@@ -24,7 +24,7 @@ RANK = {
     "service": -3,
     # ... these the errors, to name what is wrong with a value.
     "quantities": -2,
-    "rootfile": -2,
+    "privileged": -2,
     "outputs": -2,
     "views": -2,  # ... and these the contract
     "config": -1,

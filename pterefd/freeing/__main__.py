@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pterefd.errors import BadInput, PterefdError
+from pterefd.errors import PterefdError
 from pterefd.freeing.serve import Server, listen, say
 from pterefd.freeing.table import TABLE, table
 from pterefd.freeing.work import prove_apart
 from pterefd.live import machine
+from pterefd.privileged import given_socket
 
-LISTEN_FD = 3  # sd_listen_fds(3)
+_BY_HAND = "is started by systemd (pterefd-free.socket), or with --socket"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         machine.check_arch("freeing")
         table(options.table)
         prove_apart()
-        listener = listen(options.socket) if options.socket is not None else _given()
+        listener = given_socket(_BY_HAND) if options.socket is None else listen(options.socket)
         say("freeing works here: proved on a process of its own")
         Server(listener, options.table).serve()
     except KeyboardInterrupt:
@@ -39,12 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         say(str(error))
         sys.exit(getattr(error, "exit_code", 1))
     raise AssertionError
-
-
-def _given() -> socket.socket:
-    if (os.environ.get("LISTEN_PID"), os.environ.get("LISTEN_FDS")) != (str(os.getpid()), "1"):
-        raise BadInput("is started by systemd (pterefd-free.socket), or with --socket")
-    return socket.socket(fileno=LISTEN_FD)
 
 
 if __name__ == "__main__":

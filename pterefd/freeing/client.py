@@ -36,7 +36,7 @@ class Freer:
         asked = {"pid": pid, "start_time": start_time, "spans": None, "kinds": names, "most": nbytes}
         with self._lock:
             try:
-                freed = answered(self._ask(json.dumps(asked).encode() + b"\n"))
+                freed = Freed(**self._ask(json.dumps(asked).encode() + b"\n"))
             except (OSError, ValueError, TypeError) as error:
                 self._drop()
                 reason = getattr(error, "strerror", None) or error
@@ -78,8 +78,3 @@ class Freer:
         if not isinstance(found, dict):
             raise ValueError("its answer is none")
         return found
-
-
-def answered(answer: dict[str, Any]) -> Freed:
-    """A helper's answer. TypeError where it is none."""
-    return Freed(**{key: value for key, value in answer.items() if key != "empty"})

@@ -11,7 +11,6 @@ import json
 import os
 import selectors
 import socket
-import struct
 import sys
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from pterefd.freeing.table import Entry, table
 from pterefd.freeing.work import KINDS, Freed, Request, free
 from pterefd.live import procmem
 from pterefd.live.scan import read_cgroup, start_time
+from pterefd.privileged import peer_of
 
 MOST_BYTES = 8 << 20  # of a request
 MOST_SPANS = 1 << 16
@@ -76,7 +76,7 @@ class Server:
                 self._close(connection)
             elif end:
                 self._parts[connection] = bytearray()
-                connection.sendall(json.dumps(self.answer(bytes(line), peer(connection))).encode() + b"\n")
+                connection.sendall(json.dumps(self.answer(bytes(line), peer_of(connection).uid)).encode() + b"\n")
         except OSError:
             self._close(connection)
 
@@ -108,7 +108,7 @@ class Server:
         except PterefdError as error:
             freed = Freed(pid, refused=str(error), label=getattr(error, "label", "request"))
         _log(freed, uid)
-        return asdict(freed) | {"empty": freed.empty}
+        return asdict(freed)
 
     def _entry(self, asked: dict[str, Any], uid: int) -> Entry:
         """The entry of the table that allows it. Refused."""
@@ -135,12 +135,6 @@ class Server:
         if len(acts) >= entry.rate:
             raise Refused("rate", f"more than {entry.rate} acts a minute")
         acts.append(now)
-
-
-def peer(connection: socket.socket) -> int:
-    """The uid of who called connect()."""
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(uid)
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pterefd.errors import BadInput
 from pterefd.freeing.refuse import WRITERS
-from pterefd.rootfile import read_tables, uid_of
+from pterefd.privileged import read_tables, uid_of
 
 TABLE = "/etc/pterefd/free.toml"
 _WHICH = ("comm", "cgroup", "user")

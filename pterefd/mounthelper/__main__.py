@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import sys
@@ -11,11 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from pterefd.errors import EXIT_DONE, BadInput, PterefdError
+from pterefd.errors import EXIT_DONE, PterefdError
 from pterefd.mounthelper.serve import packet, say, serve
 from pterefd.mounthelper.table import TABLE
-
-LISTEN_FD = 3  # sd_listen_fds(3)
+from pterefd.privileged import given_socket
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -24,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--table", default=TABLE, metavar="FILE", help="the mounts that may be asked for (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        with _connection() as connection:
+        with given_socket("is started by systemd, for a connection (pterefd-mount.socket)") as connection:
             # As if the daemon had gone: it may be just then that this is unmounting, which must go on.
             signal.signal(signal.SIGTERM, lambda *_: _end(connection))
             try:
@@ -36,12 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         say(str(error))
         sys.exit(getattr(error, "exit_code", 1))
     sys.exit(EXIT_DONE)
-
-
-def _connection() -> socket.socket:
-    if (os.environ.get("LISTEN_PID"), os.environ.get("LISTEN_FDS")) != (str(os.getpid()), "1"):
-        raise BadInput("is started by systemd, for a connection (pterefd-mount.socket)")
-    return socket.socket(fileno=LISTEN_FD)
 
 
 def _end(connection: socket.socket) -> None:

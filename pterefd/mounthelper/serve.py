@@ -13,12 +13,12 @@ import json
 import os
 import socket
 import stat
-import struct
 import sys
 from contextlib import suppress
 
 from pterefd.errors import BadInput, Missing
 from pterefd.mounthelper.table import plain, table
+from pterefd.privileged import peer_of
 from pterefd.procfs import mountpoint
 
 PACKET_BYTES = 8192
@@ -32,8 +32,7 @@ def serve(connection: socket.socket, path: str) -> None:
 
     path: of the table.
     """
-    # SO_PEERCRED: of who called connect(), as the kernel noted it then.
-    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, gid = peer_of(connection)
     connection.settimeout(ASK_SECONDS)
     point, allow_other = _request(connection.recv(PACKET_BYTES))
     entry = next((entry for entry in table(path) if entry.fits(point) and uid == entry.user), None)

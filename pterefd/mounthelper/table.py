@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pterefd.errors import BadInput
-from pterefd.rootfile import read_tables, uid_of
+from pterefd.privileged import read_tables, uid_of
 
 TABLE = "/etc/pterefd/mounts.toml"
 _KEYS = {"point", "user", "allow_other"}

@@ -310,5 +310,5 @@ def test_it_loads_nothing_that_root_need_not_run() -> None:
     assert not tops & {"numpy", "numba", "click", "pydantic", "fuse", "mfusepy", "structlog"}
     assert sorted(name for name in names if name.startswith("pterefd.")) == [
         *("pterefd.errors", "pterefd.mounthelper", "pterefd.mounthelper.__main__", "pterefd.mounthelper.serve"),
-        *("pterefd.mounthelper.table", "pterefd.procfs", "pterefd.procfs.mountpoint", "pterefd.rootfile"),
+        *("pterefd.mounthelper.table", "pterefd.privileged", "pterefd.procfs", "pterefd.procfs.mountpoint"),
     ]

@@ -1,13 +1,41 @@
-"""Files by which root says what a helper with rights may do for others."""
+"""What the helpers with rights share: the socket that systemd hands over, who asks, and root's word on what is allowed.
+
+Nothing beside the standard library and the errors: all of it runs with rights.
+"""
 
 from __future__ import annotations
 
 import os
 import pwd
+import socket
+import struct
 import tomllib
-from typing import Any
+from typing import Any, NamedTuple
 
 from pterefd.errors import BadInput
+
+LISTEN_FD = 3  # sd_listen_fds(3)
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a Unix socket."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def given_socket(otherwise: str) -> socket.socket:
+    """The one socket that systemd has opened, or accepted, for this process. BadInput, `otherwise`, without it."""
+    if (os.environ.get("LISTEN_PID"), os.environ.get("LISTEN_FDS")) != (str(os.getpid()), "1"):
+        raise BadInput(otherwise)
+    return socket.socket(fileno=LISTEN_FD)
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Who called connect(), as the kernel noted it then (SO_PEERCRED)."""
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return Peer(*struct.unpack("3i", told))
 
 
 def read_tables(path: str, name: str) -> list[tuple[str, dict[str, Any]]]:
