@@ -12,6 +12,7 @@ from typing import Any
 from pterefd.freeing.work import Freed, Request, free
 from pterefd.live import procmem
 from pterefd.live.scan import start_time
+from tests.live.grower_process import Asked
 
 HERE = Path(__file__).resolve().parent
 PAGE = procmem.PAGE
@@ -27,6 +28,21 @@ def built(name: str, *more: str) -> Path:
     flags = ["-O2", "-Wall", "-Wno-unused-result", "-Wno-format-truncation", "-pthread", *more]
     subprocess.run(["gcc", *flags, "-o", out, HERE / f"{name}.c"], check=True)
     return out
+
+
+def compiled(name: str, source: str) -> Path:
+    """A small program of one test."""
+    path = built("known").parent / f"{name}.c"
+    path.write_text(source)
+    subprocess.run(["gcc", "-w", "-o", path.with_suffix(""), path], check=True)
+    return path.with_suffix("")
+
+
+def begun(*words: str | Path) -> Asked:
+    """A program that says when it is ready."""
+    process = Asked(list(map(str, words)))
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 class Known:
@@ -45,21 +61,14 @@ class Known:
     ) -> None:
         words = [str(program or built("known")), *map(str, (empty, zero, mixed, data)), *(["busy"] if busy else [])]
         self.spans = empty + zero + mixed + data
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user)
-        self.start = int(self._line(), 16)
+        self.process = Asked(words, user)
+        self.start = int(self.process.stdout.readline(), 16)
         self.pid = self.process.pid
         self.check()  # it has the buffer of its input from then on
 
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
     def check(self, *, read: bool = False) -> None:
         """That its memory is what it was; with read, also where it never wrote."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("r\n" if read else "d\n")
-        self.process.stdin.flush()
-        assert self._line() == "fine\n"
+        assert self.process.ask("r" if read else "d") == "fine"
 
     def kb(self) -> dict[str, int]:
         """VmPTE, RssAnon and so on."""
@@ -72,9 +81,7 @@ class Known:
 
     def close(self) -> None:
         """End it; it must have been well."""
-        assert self.process.stdin is not None
         self.process.stdin.close()
         code = self.process.wait(30)
-        assert self.process.stdout is not None
         self.process.stdout.close()
         assert code == 0

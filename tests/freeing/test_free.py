@@ -27,7 +27,8 @@ from pterefd.freeing.threads import Stopped, Threads
 from pterefd.freeing.work import KINDS, Request, free, prove_apart
 from pterefd.live import procmem
 from pterefd.live.scan import scan, start_time
-from tests.freeing.programs import PAGE, SPAN, Known, built
+from tests.freeing.programs import PAGE, SPAN, Known, begun, built, compiled
+from tests.live.grower_process import Asked
 from tests.systemd.installed import NOBODY
 
 pytestmark = pytest.mark.kernel
@@ -123,14 +124,11 @@ def test_one_thread_is_enough_and_a_hundred_are_not_too_many() -> None:
         "print('ready', flush=True)\n"
         "input()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdin is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = begun(sys.executable, "-c", program)
     freed = free(Request(process.pid, start_time(process.pid), patience=10.0, stop=0.05))
     assert (freed.refused, freed.put_off) == ("", "")
     assert freed.freed >= 127 * PAGE
-    process.communicate(b"\n", timeout=30)
+    process.communicate("\n", timeout=30)
     assert process.returncode == 0
 
 
@@ -144,14 +142,12 @@ def test_a_process_whose_first_thread_has_ended() -> None:
         "m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);\n"
         "pthread_create(&t, NULL, goes_on, NULL); pthread_exit(NULL); }\n"
     )
-    process = subprocess.Popen([compiled("headless", source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = begun(compiled("headless", source))
     while procmem.read_status(process.pid).state != "Z":
         time.sleep(0.01)
     freed = free(Request(process.pid, start_time(process.pid), stop=0.5, patience=10.0))
     assert freed.freed >= 30 * PAGE, freed
-    process.communicate(b"x")
+    process.communicate("x")
     assert process.returncode == 0
 
 
@@ -177,15 +173,12 @@ def test_the_command(pterefd: Run) -> None:
 # ---- what is left alone -------------------------------------------------------------------------
 
 
-def asleep(setup: str) -> subprocess.Popen[bytes]:
+def asleep(setup: str) -> Asked:
     """A Python process that has done something and sleeps."""
     program = (
         f"import ctypes, mmap, os, time\nlibc = ctypes.CDLL(None)\n{setup}\nprint('ready', flush=True)\ntime.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    return process
+    return begun(sys.executable, "-c", program)
 
 
 @contextmanager
@@ -220,14 +213,6 @@ HAS_EMPTY = (
     "\nm = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
     "for at in range(0, 64 << 20, 1 << 20): m[at] = 1; m.madvise(mmap.MADV_DONTNEED, at, 4096)"
 )
-
-
-def compiled(name: str, source: str) -> Path:
-    """A small program."""
-    path = built("known").parent / f"{name}.c"
-    path.write_text(source)
-    subprocess.run(["gcc", "-w", "-o", path.with_suffix(""), path], check=True)
-    return path.with_suffix("")
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -360,9 +345,7 @@ def test_puts_off_a_vfork_parent() -> None:
         "for (int i = 0; i < 64; i++) { m[i << 20] = 1; madvise(m + (i << 20), 4096, MADV_DONTNEED); }\n"
         'puts("ready"); fflush(stdout); if (vfork() == 0) { sleep(3); _exit(0); } return 0; }\n'
     )
-    process = subprocess.Popen([compiled("vforks", source)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = begun(compiled("vforks", source))
     time.sleep(0.2)
     freed = free(Request(process.pid, start_time(process.pid), patience=0.1))
     assert freed.stops == 0
@@ -448,9 +431,7 @@ CUT_SHORT = ("recv_all", "write")
 @pytest.mark.parametrize("words", [(), ("single",), *((word,) for word in (*LENGTHENED, *CUT_SHORT))])
 def test_nobody_notices(words: tuple[str, ...]) -> None:
     """Memory with checksums, and calls that sleep, in many threads, freed from again and again: torture.c."""
-    process = subprocess.Popen([built("torture"), "4", *words], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    process = begun(built("torture"), "4", *words)
     stops = 0
     end = time.monotonic() + 3.5
     while time.monotonic() < end and process.poll() is None:
@@ -466,9 +447,7 @@ def test_nobody_notices(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("words", [(), ("single",)])
 def test_goes_on_however_the_helper_ends(words: tuple[str, ...]) -> None:
     """kill -9 at random moments of a stop. Only memory is held to what it was: a call may end with EINTR then."""
-    process = subprocess.Popen([built("torture"), "5", *(words or ("memory",))], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    process = begun(built("torture"), "5", *(words or ("memory",)))
     began = start_time(process.pid)
     killed = 0
     for number in range(60):
@@ -571,8 +550,7 @@ def test_refuses_for_who_shares_its_memory() -> None:
         "int pid = clone(other, stack + sizeof stack, CLONE_VM | SIGCHLD, 0); while (!ready);\n"
         'printf("%d\\n", pid); fflush(stdout); alarm(60); for (;;); }\n'
     )
-    process = subprocess.Popen([compiled("shares", source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
+    process = Asked([str(compiled("shares", source))])
     other = int(process.stdout.readline())
     freed = free(Request(process.pid, start_time(process.pid), stop=0.5))
     assert (freed.label, freed.stops) == ("seccomp", 0), freed
@@ -627,13 +605,10 @@ def test_who_shares_its_memory_is_known_in_the_stop(event: str, monkeypatch: pyt
         'printf("%d\\n", clone(other, stack + sizeof stack, CLONE_VM | SIGCHLD, 0)); fflush(stdout);\n'
         "alarm(60); for (;;); }\n"
     )
-    words = [compiled("comes", source), *(["x"] if event == "comes" else [])]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdin is not None
+    process = Asked([str(compiled("comes", source)), *(["x"] if event == "comes" else [])])
     first = process.stdout.readline()
     target = Target(process.pid, start_time(process.pid))
-    process.stdin.write(b"x")
+    process.stdin.write("x")
     process.stdin.flush()
     other = int(process.stdout.readline() if event == "comes" else first)
     while event == "execs" and procmem.read_status(other).name != "sleep":
@@ -663,9 +638,7 @@ def test_calls_that_a_stop_ends_or_cuts_short_while_they_run(call: str) -> None:
         'int main(void) { puts("ready"); fflush(stdout);\n'
         f"for (time_t end = time(0) + 4; time(0) < end;) {{ {call} }} }}\n"
     )
-    process = subprocess.Popen([compiled("calls", source)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = begun(compiled("calls", source))
     stopped = 0
     while process.poll() is None:
         threads = Threads([process.pid])
@@ -717,9 +690,7 @@ def test_a_child_has_nothing_of_what_is_moved() -> None:
         "for (int i = 0; i < 60; i++) { if (fork() == 0) _exit(lines() > most + 1); wait(&status);\n"
         "if (status) return 1; } } return 0; }\n"
     )
-    process = subprocess.Popen([compiled("forks", source)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = begun(compiled("forks", source))
     stops = 0
     while process.poll() is None:
         stops += free(Request(process.pid, start_time(process.pid), stop=0.3, patience=0.5)).stops

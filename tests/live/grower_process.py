@@ -17,8 +17,8 @@ class Asked(subprocess.Popen[str]):
     stdin: IO[str]
     stdout: IO[str]
 
-    def __init__(self, command: list[str]) -> None:
-        super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command: list[str], user: int | None = None) -> None:
+        super().__init__(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user)
 
     def ask(self, line: str = "") -> str:
         """Its answer."""
