@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pterefd.procfs.intwrite import INT_MAX, parse_int, parse_memory
+from tests.cgroup import memory_limit
 
 SWAPPINESS = Path("/proc/sys/vm/swappiness")
 LOW, HIGH = 0, 200
@@ -169,23 +170,6 @@ def test_a_size_is_read(text: str, size: int | None) -> None:
         assert refused.value.errno == errno.EINVAL
     else:
         assert parse_memory(text) // 4096 * 4096 == size
-
-
-@contextmanager
-def memory_limit() -> Iterator[tuple[Path, str]]:
-    """The limit file of a memory cgroup of its own, and the word that it takes for none (page_counter_memparse)."""
-    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    if (v1 / "memory.limit_in_bytes").exists():
-        root, name, unlimited = v1, "memory.limit_in_bytes", "-1"
-    else:
-        (v2 / "cgroup.subtree_control").write_text("+memory")
-        root, name, unlimited = v2, "memory.max", "max"
-    group = root / f"pterefd-{os.getpid()}"
-    group.mkdir()
-    try:
-        yield group / name, unlimited
-    finally:
-        group.rmdir()
 
 
 @pytest.mark.kernel
