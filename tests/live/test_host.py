@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pterefd import paths
+from pterefd.daemon import SWITCH_SECONDS
 from pterefd.errors import NoSuchMm, Refused
 from pterefd.freeing.work import Request, free
 from pterefd.hookspecs import Cause, Kinds, Moment
@@ -181,17 +182,22 @@ def test_a_publication_is_whole() -> None:
             failed.append(error)
 
     readers = [threading.Thread(target=read) for _ in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)  # as the daemon does: each read of a look waits so long for the readers
     for reader in readers:
         reader.start()
-    for _ in range(20):
-        short = subprocess.Popen(["sleep", "60"])
-        host.look()
-        short.kill()
-        short.wait()
-        host.look()
-    done.set()
-    for reader in readers:
-        reader.join()
+    try:
+        for _ in range(20):
+            short = subprocess.Popen(["sleep", "60"])
+            host.look()
+            short.kill()
+            short.wait()
+            host.look()
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+        sys.setswitchinterval(before)
     assert failed == []
 
 
