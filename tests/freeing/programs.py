@@ -41,7 +41,11 @@ def compiled(name: str, source: str) -> Path:
 def begun(*words: str | Path) -> Asked:
     """A program that says when it is ready."""
     process = Asked(list(map(str, words)))
-    assert process.stdout.readline() == "ready\n"
+    line = process.stdout.readline()
+    if line != "ready\n":
+        process.kill()
+        process.communicate()
+    assert line == "ready\n", line
     return process
 
 

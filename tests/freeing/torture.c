@@ -219,7 +219,8 @@ static void *forker(void *unused)
 
 static int event, empty_epoll, full_epoll, pipe_fds[2], big_pipe[2], data_pair[2], silent_pair[2], listener, notify;
 static int sems, queue;
-static char path[64];
+static struct sockaddr_un address = { AF_UNIX };
+static socklen_t address_size;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
 static int turn;
@@ -549,9 +550,7 @@ static void *ticks(void *unused)
 	uint64_t one = 1;
 	struct { long type; char text[8]; } m = { 1, "message" };
 	struct sembuf up = { 0, 1, 0 };
-	struct sockaddr_un address = { AF_UNIX };
 
-	strcpy(address.sun_path, path);
 	while (!over) {
 		write(event, &one, 8);
 		write(pipe_fds[1], "x", 1);
@@ -563,7 +562,7 @@ static void *ticks(void *unused)
 		pthread_cond_broadcast(&condition);
 		pthread_mutex_unlock(&lock);
 		int s = socket(AF_UNIX, SOCK_STREAM, 0);
-		if (connect(s, (struct sockaddr *)&address, sizeof address))
+		if (connect(s, (struct sockaddr *)&address, address_size))
 			wrong("connect");
 		close(s);
 		close(open("/tmp", O_RDONLY));
@@ -642,7 +641,6 @@ int main(int count, char **words)
 	int single = count > 2 && !strcmp(words[2], "single"); /* memory alone, and one other thread at most */
 	struct timeval timeout = { 0, 40000 };
 	struct itimerval often = { { 0, 2000 }, { 0, 2000 } };
-	struct sockaddr_un address = { AF_UNIX };
 	struct epoll_event interest = { EPOLLIN };
 	struct sigaction handler = { 0 };
 	sigset_t set;
@@ -701,11 +699,11 @@ int main(int count, char **words)
 	setsockopt(silent_pair[0], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
 	sems = semget(IPC_PRIVATE, 2, 0600);
 	queue = msgget(IPC_PRIVATE, 0600);
-	snprintf(path, sizeof path, "/tmp/torture-%d", getpid());
-	strcpy(address.sun_path, path);
-	listener = socket(AF_UNIX, SOCK_STREAM, 0);
-	if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 64))
+	listener = socket(AF_UNIX, SOCK_STREAM, 0); /* with an abstract name (unix(7), Autobind): nothing that a kill leaves */
+	if (bind(listener, (struct sockaddr *)&address, sizeof(sa_family_t)) || listen(listener, 64))
 		wrong("listen");
+	address_size = sizeof address;
+	getsockname(listener, (struct sockaddr *)&address, &address_size);
 	notify = inotify_init1(0);
 	inotify_add_watch(notify, "/tmp", IN_OPEN);
 
@@ -758,7 +756,6 @@ memory:
 	over = 1;
 	semctl(sems, 0, IPC_RMID);
 	msgctl(queue, IPC_RMID, NULL);
-	unlink(path);
 	printf("fine");
 	for (int i = 0; i < started; i++)
 		printf(" %ld", counts[i]);
