@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
-from pterefd.errors import Missing, PterefdError
+from pterefd.errors import Missing, NoSuchMm, PterefdError
 from pterefd.freeing import refuse
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.pace import Pace, within
@@ -30,7 +30,7 @@ from pterefd.freeing.proof import prove
 from pterefd.freeing.stop import HANG_SECONDS, Stop, Target, Wanted, Watchdog, one_stop
 from pterefd.live import procmem
 from pterefd.live.procmem import PAGE
-from pterefd.live.scan import scan
+from pterefd.live.scan import NotSeen, TableUse, scan
 
 KINDS = ("empty", "zero", "mixed")
 STOP_SECONDS = 0.005
@@ -201,14 +201,15 @@ def _child(request: Request, at: int, end: float, clock: _Clock, writer: int, pa
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each thread
             refused = put_off = label = ""
             try:
-                prove(request.hang)
                 for stop in stops(request, at, end, clock):
                     _say(writer, asdict(stop))
             except Refused as error:
                 refused, label = str(error), error.label
             except PutOff as error:
                 put_off, label = str(error), error.label
-            except procmem.GONE:
+            except NotSeen as error:
+                refused, label = str(error), error.reason
+            except (NoSuchMm, *procmem.GONE):
                 put_off, label = f"{request.pid}: ended meanwhile", "gone"
             except PermissionError as error:
                 refused, label = f"{request.pid}: {error.strerror}: needs CAP_SYS_PTRACE, or to be its owner", "rights"
@@ -252,10 +253,13 @@ def stops(request: Request, at: int, end: float, watchdog: Watchdog) -> Iterator
     target = Target(request.pid, request.start_time)
     _check_sharers(request, target)
     wanted = Wanted(*(kind in request.kinds for kind in KINDS))
+    seen = scan(request.pid)
+    if seen is None or not _has(seen.use, wanted):
+        return  # as most have, most of the time: a look is all that it costs
+    prove(request.hang)
     pace = Pace(request.stop)
     freed, put_off = 0, 0
-    seen = scan(request.pid)
-    empty = 0 if seen is None else seen.use.empty
+    empty = seen.use.empty
     while request.most is None or freed < request.most:
         # A span without entries may have no PTE page: nobody stands for those once all empty ones are gone.
         wanted = replace(wanted, empty=wanted.empty and empty > 0)
@@ -282,6 +286,12 @@ def stops(request: Request, at: int, end: float, watchdog: Watchdog) -> Iterator
             raise PutOff("time", f"{request.pid}: its time is over, there may be more to do")
         time.sleep(max(stop.stopped, stop.held) * (1 / DUTY - 1))
         _look_again(request, target)
+
+
+def _has(use: TableUse, wanted: Wanted) -> bool:
+    """Whether there may be something of what is wanted: so where this kernel does not tell."""
+    zero, mixed = use.zero is None or use.zero > 0, use.mixed is None or use.mixed > 0
+    return (wanted.empty and use.empty > 0) or (wanted.zero and zero) or (wanted.mixed and mixed)
 
 
 def _look_again(request: Request, target: Target) -> None:

@@ -22,6 +22,8 @@ from pterefd.live.view import LiveView
 from pterefd.live.watch import Identity, Watch, Watched
 from pterefd.views.rates import FaultRates
 
+_VAIN_SECONDS = 2.0, 64.0  # until a request is made again that freed nothing: at first and at most
+
 
 class Freer(Protocol):
     """What frees PTE pages of a running process."""
@@ -113,6 +115,18 @@ class Published:
         )
 
 
+class _Vain(NamedTuple):
+    """A request that freed nothing, though a scan saw so many bytes of these kinds.
+
+    until: of the watch's clock, not made again before.  pause: seconds.
+    """
+
+    kinds: Kinds
+    until: float
+    pause: float
+    seen: int
+
+
 class Snapshot(NamedTuple):
     """One publication, for the metrics. mms: how many.  usages: the machine's, as "", where it is shown."""
 
@@ -156,6 +170,7 @@ class LiveHost:
         self._watching = threading.Lock()
         self._freed: Counter[Identity] = Counter()
         self._refusals: dict[Identity, str] = {}
+        self._vain: dict[Identity, _Vain] = {}
         self.refused: Counter[str] = Counter()
         self._random = random.Random(seed)
         self.seed = seed
@@ -176,6 +191,7 @@ class LiveHost:
         self._freed = Counter({one.identity: freed for one in found if (freed := self._freed[one.identity])})
         there = {one.identity for one in found}
         self._refusals = {identity: why for identity, why in self._refusals.items() if identity in there}
+        self._vain = {identity: vain for identity, vain in self._vain.items() if identity in there}
         rows = {one.pid: _row(one, before, time_ns, self._freed[one.identity]) for one in found}
         groups = {one.cgroup for one in found} - {""}
         limits = {group: limit for group in groups if (limit := self._limit_of(group))}
@@ -262,8 +278,11 @@ class LiveHost:
         """Free up to nbytes (None: all) of these kinds in the process of a pid, scan it anew and publish.
 
         Returns bytes freed: empty, zero, mixed.  NoSuchMm.  Refused where freeing is off, or not of this process.
+        Whoever had nothing freed, though there seemed to be some, is left alone for 2, 4 and up to 64 seconds.
         """
         one = self.process(pid)
+        if self._is_vain(one, kinds):
+            return 0, 0, 0
         try:
             if self._freer is None:
                 raise Refused(f"{pid}: freeing is off for this machine's processes ([live] freeing)", "off")
@@ -277,7 +296,37 @@ class LiveHost:
             self._freed[one.identity] += sum(freed)
             self.watch.scan_now(one.identity)
             self._publish()
+        self._learn(one, kinds, sum(freed))
         return freed
+
+    def _is_vain(self, one: Watched, kinds: Kinds) -> bool:
+        """Whether a request for these came to nothing lately; not where there is twice as much as then."""
+        vain = self._vain.get(one.identity)
+        return (
+            vain is not None
+            and kinds in vain.kinds
+            and self.watch.clock() < vain.until
+            and _seen_bytes(one, kinds) < 2 * vain.seen
+        )
+
+    def _learn(self, one: Watched, kinds: Kinds, freed: int) -> None:
+        """What a request came to: each costs CPU time, and may have a process stand."""
+        before = self._vain.pop(one.identity, None)
+        seen = _seen_bytes(one, kinds)
+        if freed or not seen:
+            return
+        pause = _VAIN_SECONDS[0] if before is None else min(2 * before.pause, _VAIN_SECONDS[1])
+        self._vain[one.identity] = _Vain(kinds, self.watch.clock() + pause, pause, seen)
+        why = f"{one.pid}: of {seen >> 10} kB nothing could be freed: asked again in {pause:g} s"
+        self._refusals[one.identity] = why
+
+
+def _seen_bytes(one: Watched, kinds: Kinds) -> int:
+    """What the last scan saw of these kinds."""
+    if one.use is None:
+        return 0
+    by_kind = {Kinds.EMPTY: one.use.empty, Kinds.ZERO: one.use.zero or 0, Kinds.MIXED: one.use.mixed or 0}
+    return sum(number for kind, number in by_kind.items() if kind in kinds)
 
 
 def _row(one: Watched, before: Published, time_ns: int, freed: int) -> Row:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -353,6 +354,35 @@ def test_a_freer_may_refuse_some(grower: Grower, other: Grower) -> None:
     assert log.lines[-1][1]["refused"] == f"{other.pid}: not of these"
     with pytest.raises(Refused):
         freer.free_ptes(other.pid)
+
+
+def test_who_had_nothing_freed_is_left_alone_for_a_while(grower: Grower) -> None:
+    """MADV_DONTFORK: its empty tables are seen, and not to be moved. Twice as many are another matter."""
+    grower.do("advise", 0, 400 * SPAN, mmap.MADV_DONTFORK)
+    waste(grower, empty=10)
+    asked: list[float] = []
+
+    class Counting(Freeing):
+        def free(self, *request: Any) -> tuple[int, int, int]:
+            asked.append(now[0])
+            return super().free(*request)
+
+    now = [1000.0]
+    host = LiveHost(Watch(100, Match(frozenset((grower.pid,))), clock=lambda: now[0]), freer=Counting(grower))
+    host.look()
+    freer, _ = reclaimer(host, triggers=("interval",))
+    for _ in range(40):
+        freer.tick()
+        now[0] += 1.0
+        host.look()
+    assert [at - asked[0] for at in asked] == [0, 2, 6, 14, 30]
+    assert "nothing could be freed: asked again in 32 s" in host.why_not_freed(grower.pid)
+    waste(grower, empty=30)
+    for _ in range(4):
+        now[0] += 1.0
+        host.look()
+    freer.tick()
+    assert len(asked) == 6
 
 
 def test_tasks_that_wait_although_memory_is_free_are_given_what_they_want(grower: Grower) -> None:
