@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -21,6 +22,7 @@ from pterefd.live.procmem import PAGE
 BACK_PIECES = 1024  # beyond so many pieces with data whole runs are moved back
 _ALL_SIGNALS = (1 << 64) - 1
 _PAUSE_SECONDS = 20e-6
+_BEFORE_MOVES = 2  # records of the list
 
 
 class Lost(Exception):
@@ -98,7 +100,7 @@ class Mover:
     @property
     def _after_look(self) -> int:
         """Where the jump behind the look lies."""
-        return self._table + (len(self._runs) + 4) * stub.RECORD
+        return self._table + (_BEFORE_MOVES + len(self._runs) + 2) * stub.RECORD
 
     @property
     def _back_list(self) -> int:
@@ -126,12 +128,16 @@ class Mover:
             raise PutOff("limits", f"thread {tid} could not map a list of {self._table_bytes >> 10} kB") from None
         self._point(self._stub.after_ready, self._table)
 
-    def move(self) -> list[Run]:
-        """Let it move all runs. Those that the kernel did not move."""
-        self._go_on(stub.LOOK, len(self._runs))
+    def move(self, until: float) -> tuple[int, list[Run]]:
+        """Let it move the runs, in order, the first one at least and others until a time (of time.monotonic).
+
+        How many it came to, and those of them that the kernel did not move.
+        """
+        came = self._go_on(stub.LOOK, len(self._runs), until=until)
         size = 8 * len(self._runs)
         results = np.frombuffer(os.pread(self._memory, size, self._table + self._table_bytes - size), dtype="<i8")
-        return [run for run, result in zip(self._runs, results.tolist(), strict=True) if -4096 < result < 0]
+        tried = zip(self._runs[:came], results[:came].tolist(), strict=True)
+        return came, [run for run, result in tried if -4096 < result < 0]
 
     def entries_moved(self) -> procmem.Entries:
         """What is found where the runs were moved to."""
@@ -197,8 +203,22 @@ class Mover:
             raise ProcessLookupError(self.thread.tid)
         return regs
 
-    def _go_on(self, until: int, moves: int = 0, before: Callable[[int], None] = lambda _: None) -> None:
-        """From one wait to the next, with so many moves between them. before: told of each move's number."""
+    def _skip(self, number: int) -> None:
+        """Let move `number` and those behind it be: the thread stands in the one before."""
+        behind = self._table + (_BEFORE_MOVES + len(self._runs)) * stub.RECORD
+        os.pwrite(self._memory, stub.jump(behind), self._table + (_BEFORE_MOVES + number) * stub.RECORD)
+
+    def _go_on(
+        self,
+        wait: int,
+        moves: int = 0,
+        before: Callable[[int], None] = lambda _: None,
+        until: float = math.inf,
+    ) -> int:
+        """From one wait to the next, with so many moves between them, none begun after a time but the first.
+
+        before: told of each move's number.  How many were made.
+        """
         regs = self._registers()
         regs.rax, regs.orig_rax = 0, (1 << 64) - 1
         ptrace.set_registers(self.thread.tid, regs)
@@ -211,8 +231,12 @@ class Mover:
                 before(number)
                 ptrace.set_registers(self.thread.tid, regs)
                 number += 1
+                if number < moves and time.monotonic() > until:
+                    self._skip(number)
+                    moves = number
             self._step()  # and out of it
-        self._run(until)
+        self._run(wait)
+        return number
 
     def _step(self) -> None:
         """To the next border of a system call."""

@@ -25,6 +25,7 @@ from pterefd.live.scan import start_time
 _GIB = 1 << GIB_SHIFT
 _TABLE_ROOM = 1 << 22  # for the list, whatever its length
 HANG_SECONDS = 1.0  # a worker that waits for a CPU could not be ended without one either
+_MOVING = 0.6  # of a stop, after which no more is moved: the thread that does it may have to wait for a CPU each time
 _WAIT = 0.2  # of that, for which the stub waits for its tracer
 _LOWEST = 1 << 32  # scratch addresses are far from where programs are linked to
 _RANGE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
@@ -227,7 +228,7 @@ def _one_stop(
     try:
         mover.enter()
         entered = time.monotonic()
-        left = mover.move()
+        came, left = mover.move(began + _MOVING * seconds)
         if data := with_data(mover.entries_moved()):
             mover.move_back(data)
         done.work += time.monotonic() - entered
@@ -244,7 +245,9 @@ def _one_stop(
         watchdog.going()
     done.held = time.monotonic() - began
     done.after = _vm_pte(target.tid)
-    moved = [run for run in runs if run not in left]
+    if came < len(runs):
+        done.end = runs[came].start
+    moved = [run for run in runs[:came] if run not in left]
     done.zero, done.mixed = sum(run.zero for run in moved), sum(run.mixed for run in moved)
     done.back = len(data)
     return done
