@@ -12,6 +12,7 @@ from typing import NoReturn
 import numpy as np
 
 from pterefd.freeing import stub
+from pterefd.freeing.boost import boost, may_be_boosted, unboost
 from pterefd.freeing.cave import Cave
 from pterefd.freeing.errors import PutOff, Refused
 from pterefd.freeing.spans import Run
@@ -65,12 +66,13 @@ class Mover:
         self._wait = wait
         self._sleeps = threads.file_of(thread.tid)
         self._inside = False
+        self._boosts = may_be_boosted(thread.tid)
         self._mask = ptrace.signal_mask(thread.tid) or 0
         # The list, as long as it may become, and a result for each run behind it.
         size = (len(runs) + 11 + 2 * (BACK_PIECES + len(runs))) * stub.RECORD + 8 * (len(runs) + 1)
         self._table_bytes = -(-size // PAGE) * PAGE
         home = stub.as_restarted(thread.regs)
-        self._stub = stub.placed(cave.address, home, self._mask, table, self._table_bytes, wait)
+        self._stub = stub.placed(cave.address, home, self._mask, table, self._table_bytes, wait, boosted=self._boosts)
 
     # ---- the list ------------------------------------------------------------------------------
 
@@ -92,6 +94,8 @@ class Mover:
             stub.fork_copies(self._scratch, self._length, copies=False),
             stub.wait_at(stub.LOOK, self._stub.timeout),
             stub.jump(self._after_look + stub.RECORD),
+            # Unmapping takes long, and nobody waits for it. The parameter: a field of the jump above that is always 0.
+            stub.as_others(self._after_look + 16) if self._boosts else stub.jump(self._after_look + 2 * stub.RECORD),
             stub.unmap(self._scratch, self._length),
             stub.jump(self._stub.end),
         ]
@@ -104,7 +108,7 @@ class Mover:
 
     @property
     def _back_list(self) -> int:
-        return self._after_look + 3 * stub.RECORD
+        return self._after_look + 4 * stub.RECORD
 
     # ---- the thread ----------------------------------------------------------------------------
 
@@ -120,6 +124,8 @@ class Mover:
         regs.rip, regs.rbx, regs.orig_rax = self._stub.entry, self._stub.first, (1 << 64) - 1
         ptrace.set_registers(tid, regs)
         ptrace.set_signal_mask(tid, _ALL_SIGNALS)  # behind the registers: from there on the stub puts it back
+        if self._boosts:  # behind the registers: from here on its list undoes it, whoever ends
+            boost(tid)
         self._run(stub.READY)
         try:
             os.pwrite(self._memory, self._list(), self._table)
@@ -188,6 +194,8 @@ class Mover:
 
     def _leave(self) -> None:
         self._inside = False
+        if self._boosts:  # where its list did not come to it
+            unboost(self.thread.tid)
         if self.thread.changed:  # home first: this process may be killed before the next line
             ptrace.set_registers(self.thread.tid, self.thread.regs)
         os.pwrite(self._memory, self._cave.before, self._cave.address)
@@ -290,7 +298,7 @@ class Mover:
         sig, event = ptrace.stop_signal(status), ptrace.stop_event(status)
         inside = self._cave.address <= regs.rip < self._cave.address + stub.STUB_BYTES
         if event == 0:
-            if inside and regs.rbx >= self._stub.end + stub.RECORD:
+            if inside and regs.rbx >= self._stub.end + 2 * stub.RECORD:
                 self.thread.sig, self.thread.grouped = sig, False  # its mask is its own again: given when it goes on
                 return True
             if sig != signal.SIGSTOP:

@@ -25,7 +25,8 @@ from pterefd.live.scan import start_time
 _GIB = 1 << GIB_SHIFT
 _TABLE_ROOM = 1 << 22  # for the list, whatever its length
 HANG_SECONDS = 1.0  # a worker that waits for a CPU could not be ended without one either
-_MOVING = 0.6  # of a stop, after which no more is moved: the thread that does it may have to wait for a CPU each time
+# Of a stop: until when all have to stand, all has to be looked at, and moves are begun.
+_STOPPING, _LOOKING, _MOVING = 0.5, 0.6, 0.5
 _WAIT = 0.2  # of that, for which the stub waits for its tracer
 _LOWEST = 1 << 32  # scratch addresses are far from where programs are linked to
 _RANGE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
@@ -184,7 +185,7 @@ def _one_stop(
     watchdog.stopped()
     began = time.monotonic()
     try:
-        threads.stop(seconds)
+        threads.stop(_STOPPING * seconds)
         threads.check_outside(target.cave.address, STUB_BYTES)
         _check_again(target, ranges, last, (scratch, table + _TABLE_ROOM))
         done.before = _vm_pte(target.tid)
@@ -197,8 +198,10 @@ def _one_stop(
             mixed=wanted.mixed,
         )
         done.work = time.monotonic() - entered
-        if time.monotonic() - began > seconds:
-            raise PutOff("slow", f"{target.pid}: to stop it and to look at it took more than {seconds * 1000:g} ms")
+        if time.monotonic() - began > _LOOKING * seconds:
+            raise PutOff(
+                "slow", f"{target.pid}: to stop it and to look at it took more than {_LOOKING * seconds * 1000:g} ms"
+            )
         if not runs:
             threads.let_go()
             done.stopped = done.held = time.monotonic() - began
@@ -208,7 +211,7 @@ def _one_stop(
         check_limits(target.tid, len(target.maps), runs, length)
         executor = threads.choose(target.memory, filtered=target.ours)
     except (PutOff, Refused, *procmem.GONE):
-        threads.let_go()
+        threads.give_up()
         watchdog.going()
         threads.linger()
         raise

@@ -26,9 +26,10 @@ _SAVED_BYTES = 8 * (len(_SAVED) + len(_FRAME))
 RECORD = 64  # number, six arguments, where the result is put (0: nowhere)
 
 SYS_MMAP, SYS_MUNMAP, SYS_RT_SIGPROCMASK, SYS_MREMAP, SYS_MADVISE, SYS_PPOLL, SYS_RESTART = 9, 11, 14, 25, 28, 271, 219
-SYS_GETPPID = 110
+SYS_GETPPID, SYS_SCHED_SETSCHEDULER = 110, 144
 _END, _JUMP = -1, -2
 _SIG_SETMASK = 2
+_SCHED_OTHER = 0
 PROT_NONE, PROT_RW = 0, 3
 MAP_FIXED_NOREPLACE = 0x100000
 _PRIVATE_ANONYMOUS = 0x22
@@ -79,6 +80,11 @@ def reserve(address: int, length: int) -> bytes:
     return record(SYS_MMAP, address, length, PROT_NONE, flags, -1)
 
 
+def as_others(parameter: int) -> bytes:
+    """SCHED_OTHER, with the nice value that there was. parameter: the address of a struct sched_param, 0."""
+    return record(SYS_SCHED_SETSCHEDULER, 0, _SCHED_OTHER, parameter)
+
+
 def as_restarted(regs: Regs) -> Regs:
     """The registers with which the interrupted call, if there is one, begins again (arch_do_signal_or_restart())."""
     again = regs.copy()
@@ -103,11 +109,13 @@ class Placed(NamedTuple):
     timeout: int
 
 
-def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int, seconds: float) -> Placed:
+def placed(
+    address: int, regs: Regs, mask: int, table: int, table_bytes: int, seconds: float, *, boosted: bool
+) -> Placed:
     """The stub for a thread, to be written at an address that is a multiple of 8.
 
     regs: as it shall go on.  mask: its signal mask.  table: where it maps the list that it is given next.
-    seconds: that it waits for its tracer.
+    seconds: that it waits for its tracer.  boosted: it is to be SCHED_OTHER again at the end.
     """
     saved = struct.pack("<15Q5Q", *(getattr(regs, name) for name in (*_SAVED, *_FRAME)))
     data = address + len(CODE) + _SAVED_BYTES
@@ -118,6 +126,7 @@ def placed(address: int, regs: Regs, mask: int, table: int, table_bytes: int, se
         record(SYS_MMAP, table, table_bytes, PROT_RW, flags, -1),
         wait_at(READY, timeout),
         jump(end),
+        as_others(end + 4 * RECORD - 8) if boosted else jump(end + RECORD),
         unmap(table, table_bytes),
         record(SYS_RT_SIGPROCMASK, _SIG_SETMASK, data, 0, 8),
         wait_at(DONE, timeout),
@@ -132,4 +141,4 @@ def wait_at(number: int, timeout: int) -> bytes:
     return record(SYS_PPOLL, number, 0, timeout, 0, 8)
 
 
-STUB_BYTES = len(CODE) + _SAVED_BYTES + 24 + 6 * RECORD + 8
+STUB_BYTES = len(CODE) + _SAVED_BYTES + 24 + 7 * RECORD + 8

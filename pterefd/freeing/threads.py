@@ -137,7 +137,7 @@ class Threads:
     def stop(self, seconds: float) -> None:
         """Stop all, also those that are begun meanwhile. PutOff where one does not stop in so many seconds; Refused.
 
-        ProcessLookupError where none is left. let_go() and linger() are to be called then.
+        ProcessLookupError where none is left. give_up() and linger() are to be called then.
         """
         end = time.monotonic() + seconds
         while new := self._new():
@@ -248,6 +248,14 @@ class Threads:
         for tid, thread in sorted(self.stopped.items(), key=lambda item: (item[0] not in self._told, item[1].changed)):
             if tid != but:
                 self.release(thread)
+
+    def give_up(self) -> None:
+        """Let all that have stopped go on, where not all have: who is told of signals first, so it is waited for."""
+        end = time.monotonic() + _LINGER_SECONDS
+        while self._told & (self._seized - self.stopped.keys()) and time.monotonic() < end:
+            self._wait()
+            time.sleep(_POLL_SECONDS)
+        self.let_go()
 
     def linger(self) -> None:
         """Wait for those that have not stopped yet, and let them go on: their calls are to begin again, too.

@@ -209,6 +209,8 @@ def _child(request: Request, at: int, end: float, clock: _Clock, writer: int, pa
                 put_off, label = str(error), error.label
             except NotSeen as error:
                 refused, label = str(error), error.reason
+            except Missing as error:
+                refused, label = str(error), "proof"
             except (NoSuchMm, *procmem.GONE):
                 put_off, label = f"{request.pid}: ended meanwhile", "gone"
             except PermissionError as error:

@@ -154,6 +154,10 @@ def torture(words: Sequence[str], seconds: float, stop: float, figures: Figures,
                 figures.wrong.append(found.refused)
     if killer is not None:
         killer.close()
+    with suppress(*_GONE):
+        time.sleep(0.3)  # a stub ends by itself
+        if any(os.sched_getscheduler(tid) != os.SCHED_OTHER for tid in procmem.tasks(process.pid)):
+            figures.wrong.append(f"torture {' '.join(words)}: a thread is not scheduled as it was")
     try:
         text = process.communicate(timeout=_END_SECONDS)[0]
     except subprocess.TimeoutExpired:

@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from pterefd.errors import PterefdError
-from pterefd.freeing import stub
+from pterefd.freeing import stop, stub
 from pterefd.freeing.errors import PutOff
 from pterefd.freeing.mover import Mover
 from pterefd.freeing.proof import _Unwatched
@@ -444,6 +445,21 @@ def test_nobody_notices(words: tuple[str, ...]) -> None:
         assert stops > 0
 
 
+@pytest.mark.parametrize("words", [(), ("epoll_timed",), ("semtimedop",)])
+def test_nobody_notices_a_stop_that_is_given_up(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """Some threads stand, one does not in time: who is told of signals is not to be traced while others go on."""
+    monkeypatch.setattr(stop, "_STOPPING", 0.05)
+    process = begun(built("torture"), "4", *words)
+    labels = Counter[str]()
+    end = time.monotonic() + 3.5
+    while time.monotonic() < end and process.poll() is None:
+        labels[free(Request(process.pid, start_time(process.pid), kinds=KINDS, patience=0.5)).label] += 1
+    text = process.communicate()[0]
+    assert (process.returncode, text.startswith("fine")) == (0, True), text
+    if not words:  # the others' calls are mostly what it is put off for, before it is begun
+        assert labels["sleep"] > 0, labels
+
+
 @pytest.mark.parametrize("words", [(), ("single",)])
 def test_goes_on_however_the_helper_ends(words: tuple[str, ...]) -> None:
     """kill -9 at random moments of a stop. Only memory is held to what it was: a call may end with EINTR then."""
@@ -469,6 +485,34 @@ def test_goes_on_however_the_helper_ends(words: tuple[str, ...]) -> None:
     text = process.communicate()[0]
     assert (process.returncode, text.startswith("fine")) == (0, True), text
     assert killed > 0
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_scheduled_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ended: bool) -> None:
+    """The thread that moves is SCHED_FIFO meanwhile, and as it was behind that, also where its tracer is killed."""
+    look = Mover.entries_moved
+    meanwhile = tmp_path / "policy"
+
+    def looks(mover: Mover) -> procmem.Entries:
+        if mover.thread.tid in tids:
+            meanwhile.write_text(str(os.sched_getscheduler(mover.thread.tid)))
+            if ended:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return look(mover)
+
+    with known(50, 0, 0, 3) as one:
+        tids = procmem.tasks(one.pid)
+        for tid in tids:
+            os.setpriority(os.PRIO_PROCESS, tid, 7)
+        with monkeypatch.context() as patch:
+            patch.setattr(Mover, "entries_moved", looks)
+            with pytest.raises(PterefdError) if ended else nullcontext():
+                one.free()
+        assert meanwhile.read_text() == str(os.SCHED_FIFO)
+        time.sleep(0.5)  # a stub ends by itself within 0.2 seconds
+        for tid in tids:
+            assert (os.sched_getscheduler(tid), os.getpriority(os.PRIO_PROCESS, tid)) == (os.SCHED_OTHER, 7)
+        one.check(read=True)
 
 
 def test_a_stub_that_a_worker_left_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ class Grower:
         self.process = Asked([sys.executable, "-I", program])
         self.pid = self.process.pid
         self.arena = int(self.process.stdout.readline())
+        self.do("touch", 0, 0, 1)  # it has what it takes to answer from then on: no fault is its first
 
     def do(self, word: str, offset: int, *numbers: int) -> None:
         """One line of its commands, at an offset into the arena."""
