@@ -99,7 +99,7 @@ def test_the_helper_mounts_where_all_can_see_it() -> None:
 
 def test_the_helper_that_frees_has_few_rights() -> None:
     helper, socket = settings_of("pterefd-free.service"), settings_of("pterefd-free.socket")
-    assert helper["CapabilityBoundingSet"] == "CAP_SYS_PTRACE CAP_DAC_OVERRIDE"
+    assert helper["CapabilityBoundingSet"] == "CAP_SYS_PTRACE CAP_DAC_OVERRIDE CAP_SYS_NICE"
     assert helper["NoNewPrivileges"] == helper["PrivateNetwork"] == "yes"
     assert (socket["SocketMode"], socket["SocketGroup"]) == ("0660", settings_of("pterefd.service")["User"])
     assert exposure("pterefd-free.service", "--threshold=30").returncode == 0
