@@ -1,7 +1,7 @@
 // Both ends of an http server for bench/live_servers.py:
 //
 //     node live_server.js serve SOCKET
-//     node live_server.js load SOCKET CLIENTS SECONDS
+//     node live_server.js load SOCKET|PORT CLIENTS SECONDS
 //
 // The server keeps what it answers in a cache, which it drops every other second: small objects of V8's heap, and
 // buffers of malloc's. The load is one request at a time of each client; it checks every answer.
@@ -23,6 +23,7 @@ function serve() {
 
 function load() {
   const agent = new http.Agent({ keepAlive: true, maxSockets: Number(clients) });
+  const where = Number(socketPath) ? { host: "127.0.0.1", port: Number(socketPath) } : { socketPath };
   const end = Date.now() + 1000 * Number(seconds);
   const times = [], errors = [];
   const began = Date.now();
@@ -39,7 +40,7 @@ function load() {
     if (Date.now() > end) return over();
     const mine = number++;
     const start = process.hrtime.bigint();
-    http.get({ socketPath, path: `/${mine}`, agent }, (response) => {
+    http.get({ ...where, path: `/${mine}`, agent }, (response) => {
       const parts = [];
       response.on("data", (part) => parts.push(part));
       response.on("end", () => {

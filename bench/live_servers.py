@@ -2,9 +2,9 @@
 
     python -m bench.live_servers [--seconds 10] [--rounds 4] [--only NAME] [--json FILE]
 
-redis with keys that come and go, PostgreSQL with pgbench and sorts, and a node program with a cache that
-it drops. Rounds without and with freeing in turns; ratios of their medians. Nobody may see an error: the clients', and
-of PostgreSQL the sums that pgbench keeps equal. Exits 1 where there was one.
+redis with keys that come and go, PostgreSQL with pgbench and sorts, and a node program and a JVM with a cache
+that they drop. Rounds without and with freeing in turns; ratios of their medians. Nobody may see an error: the
+clients', and of PostgreSQL the sums that pgbench keeps equal. Exits 1 where there was one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pterefd.live import procmem
 from pterefd.live.scan import start_time
 
 NODE = Path(__file__).with_name("live_server.js")
+JVM = Path(__file__).with_name("LiveServer.java")
 CLIENTS = 16
 VALUE_BYTES, KEYS = 20_000, 20_000
 DELETE_SECONDS = 2.0
@@ -238,12 +239,17 @@ class Node:
 
     def load(self, seconds: float) -> Round:
         """So many seconds."""
-        command = ["node", NODE, "load", self._socket, f"{CLIENTS}", f"{seconds:g}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            return Round(0, 0, [done.stderr.strip()])
-        found = json.loads(done.stdout)
-        return Round(found["rate"], found["p99"], found["errors"])
+        return http_load(str(self._socket), seconds)
+
+
+def http_load(where: str, seconds: float) -> Round:
+    """Load on a server of live_server.js' kind."""
+    command = ["node", NODE, "load", where, f"{CLIENTS}", f"{seconds:g}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return Round(0, 0, [done.stderr.strip()])
+    found = json.loads(done.stdout)
+    return Round(found["rate"], found["p99"], found["errors"])
 
 
 @contextmanager
@@ -254,9 +260,39 @@ def node(folder: Path) -> Iterator[Node]:
         yield Node(folder, process)
 
 
+# ---- a JVM -----------------------------------------------------------------------------------------
+
+
+class Jvm:
+    """LiveServer.java; what malloc holds and does not need is given back every other second."""
+
+    writers = ()
+
+    def __init__(self, port: str, process: subprocess.Popen[bytes]) -> None:
+        self.version = said("java", "--version").split()[1]
+        self._port = port
+        self._process = process
+
+    def pids(self) -> list[int]:
+        """One."""
+        return [self._process.pid]
+
+    def load(self, seconds: float) -> Round:
+        """So many seconds."""
+        return http_load(self._port, seconds)
+
+
+@contextmanager
+def jvm(folder: Path) -> Iterator[Jvm]:
+    """At a port of loopback."""
+    with running(["java", "-Xmx512m", "-XX:TrimNativeHeapInterval=2000", JVM, folder / "port"]) as process:
+        wait_for(folder / "port")
+        yield Jvm((folder / "port").read_text(), process)
+
+
 # ---- all -------------------------------------------------------------------------------------------
 
-SERVERS = {"redis": redis, "postgresql": postgres, "node": node}
+SERVERS = {"redis": redis, "postgresql": postgres, "node": node, "jvm": jvm}
 
 
 def said(*command: str) -> str:

@@ -73,6 +73,7 @@ essential redis-server  servers_under_load           have_program redis-server
 essential redis-tools   servers_under_load           have_program redis-benchmark
 essential postgresql-15 servers_under_load           have_file /usr/lib/postgresql/15/bin/pgbench
 essential nodejs        servers_under_load           have_program node
+essential openjdk-17-jre-headless servers_under_load have_program java
 LIST
     ;;
     guests) cat <<'LIST'
