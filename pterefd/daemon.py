@@ -108,7 +108,10 @@ def _freer(settings: config.Config, logger: Any) -> Any:
         return None
     from pterefd.freeing.client import Freer
 
-    return Freer(settings.live.freeing, logger)
+    freer = Freer(settings.live.freeing, logger)
+    if missing := freer.missing():
+        logger.warning("nothing can be freed yet", why=missing)
+    return freer
 
 
 class Daemon:

@@ -8,9 +8,17 @@ import click
 
 from pterefd import quantities
 from pterefd.cli.options import Quantity, print_json
-from pterefd.errors import EXIT_DONE, EXIT_MISSING, EXIT_PARTLY
+from pterefd.errors import EXIT_DONE, EXIT_MISSING, EXIT_PARTLY, BadInput
 
 _KINDS = ("empty", "zero", "mixed")
+
+
+def _stop_seconds(text: str) -> float:
+    """As a helper's table has it, 1 to 1000 ms: a forgotten unit is not five seconds."""
+    found = quantities.seconds(text)
+    if not 0.001 <= found <= 1:
+        raise BadInput(f"{text!r}: from 1ms to 1s")
+    return found
 
 
 @click.command("free")
@@ -26,10 +34,10 @@ _KINDS = ("empty", "zero", "mixed")
 )
 @click.option(
     "--stop",
-    type=Quantity("DURATION", quantities.seconds),
+    type=Quantity("DURATION", _stop_seconds),
     default="5ms",
     show_default=True,
-    help="How long the process may stand at a time.",
+    help="How long the process may stand at a time, 1ms to 1s.",
 )
 @click.option(
     "--patience",
@@ -68,14 +76,16 @@ def command(
     machine.check_arch("freeing")
     if unknown := set(writers) - WRITERS.keys():
         raise click.UsageError(f"no writer {min(unknown)!r}; there are: {', '.join(WRITERS)}")
-    prove_apart()
-    answers: list[dict[str, Any]] = []
+    began: dict[int, int] = {}
     for pid in pids:
         try:
-            began = start_time(pid)
+            began[pid] = start_time(pid)
         except procmem.GONE:
-            raise click.UsageError(f"{pid}: no such process") from None
-        freed = free(Request(pid, began, stop=stop, kinds=kinds, patience=patience, writers=writers))
+            raise click.UsageError(f"{pid}: no such process; nothing was done") from None
+    prove_apart()
+    answers: list[dict[str, Any]] = []
+    for pid, start in began.items():
+        freed = free(Request(pid, start, stop=stop, kinds=kinds, patience=patience, writers=writers))
         answers.append(asdict(freed) | {"empty": freed.empty})
         if not as_json:
             click.echo(_line(freed.put_off or freed.refused, answers[-1]))
@@ -91,9 +101,10 @@ def _line(why: str, answer: dict[str, Any]) -> str:
     pid = f"{answer['pid']}: "
     if not answer["stops"]:
         return pid + (f"nothing was done: {why.removeprefix(pid)}" if why else "there is nothing to free")
+    times = "once" if answer["stops"] == 1 else f"{answer['stops']} times"
     text = (
         f"{pid}freed {answer['freed'] >> 10} kB of page tables (empty {answer['empty'] >> 10}, zero "
         f"{answer['zero'] >> 10}, mixed {answer['mixed'] >> 10}), VmPTE {answer['before'] >> 10} -> "
-        f"{answer['after'] >> 10} kB; it stood {answer['stops']} times, {answer['longest_stop'] * 1000:.1f} ms at most"
+        f"{answer['after'] >> 10} kB; it stood {times}, {answer['longest_stop'] * 1000:.1f} ms at most"
     )
     return f"{text}; then: {why.removeprefix(pid)}" if why else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from typing import Any
@@ -51,6 +52,16 @@ class Freer:
             raise Refused(why, freed.label) if freed.refused else PutOff(freed.label, why)
         return freed.empty, freed.zero, freed.mixed
 
+    def missing(self) -> str:
+        """Why nobody can be asked now; "" where a helper is there."""
+        with self._lock:
+            try:
+                self._connected()
+            except OSError as error:
+                self._drop()
+                return f"free helper {self.path}: {error.strerror or error}"
+        return ""
+
     def close(self) -> None:
         """Leave the helper."""
         with self._lock:
@@ -61,16 +72,22 @@ class Freer:
             self._connection.close()
             self._connection = None
 
-    def _ask(self, line: bytes) -> dict[str, Any]:
+    def _connected(self) -> socket.socket:
+        """The connection, made anew where the helper has left it: it was ended and began again."""
+        if self._connection is not None and select.select([self._connection], [], [], 0)[0]:
+            self._drop()  # nothing is owed: only an end can be read
         if self._connection is None:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._connection = connection
-            connection.settimeout(_ANSWER_SECONDS)
-            connection.connect(self.path)
-        self._connection.sendall(line)
+            self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._connection.settimeout(_ANSWER_SECONDS)
+            self._connection.connect(self.path)
+        return self._connection
+
+    def _ask(self, line: bytes) -> dict[str, Any]:
+        connection = self._connected()
+        connection.sendall(line)
         answer = bytearray()
         while not answer.endswith(b"\n"):
-            part = self._connection.recv(1 << 16)
+            part = connection.recv(1 << 16)
             if not part:
                 raise ConnectionResetError("it is gone")
             answer += part

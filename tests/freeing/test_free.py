@@ -161,6 +161,14 @@ def test_the_proof_holds_here_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_command(pterefd: Run) -> None:
     with known(50, 10, 2, 4) as one:
+        before = one.kb()["VmPTE"]
+        half = pterefd("free", str(one.pid), "4194304")
+        assert (half.returncode, one.kb()["VmPTE"]) == (2, before)
+        assert "4194304: no such process; nothing was done" in half.stderr
+        for wrong in ("5", "0", "2s"):
+            done = pterefd("free", str(one.pid), "--stop", wrong)
+            assert done.returncode == 2
+            assert f"'{wrong}': from 1ms to 1s" in done.stderr
         done = pterefd("free", str(one.pid))
         assert done.returncode == 0, done.stderr
         assert "freed 240 kB of page tables (empty 200, zero 40, mixed 0)" in done.stdout

@@ -188,6 +188,21 @@ def test_without_a_helper_freeing_is_refused(tmp_path: Path, known: Known) -> No
     assert refused.value.label == "helper"
 
 
+def test_a_helper_that_began_anew_is_asked_at_once(helper: Helper, known: Known, tmp_path: Path) -> None:
+    assert helper.freer.free(known.pid, start_time(known.pid), Kinds.EMPTY, None) == (60 * PAGE, 0, 0)
+    helper.process.terminate()
+    helper.process.wait(10)
+    assert "No such file" in helper.freer.missing() or "refused" in helper.freer.missing()
+    again = Helper(tmp_path, FOR_KNOWN)
+    assert helper.freer.missing() == ""
+    again.process.terminate()
+    again.process.wait(10)
+    last = Helper(tmp_path, FOR_KNOWN)  # its connection is left while nothing is asked
+    assert helper.freer.free(known.pid, start_time(known.pid), Kinds.ZERO, None) == (0, 20 * PAGE, 0)
+    again.end()
+    last.end()
+
+
 def test_works_with_no_more_rights_than_its_unit_gives(tmp_path: Path) -> None:
     """The unit's system call filter and capabilities; the process is another user's."""
     unit = (ROOT / "systemd/pterefd-free.service").read_text()
