@@ -43,13 +43,15 @@ class Limits:
     groups: int = 1 << 12
 
 
-def _reserve(shape: tuple[int, ...], dtype: Any) -> Array:
+def _reserve(shape: tuple[int, ...], dtype: Any, *, huge: bool = False) -> Array:
     """Zeroed array on address space without reserve."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     except (OSError, ValueError) as error:
         raise Missing(f"cannot reserve {size >> 20} MiB of address space: {error}; lower [host] limits") from error
+    if huge:
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
@@ -79,9 +81,9 @@ def make_state(limits: Limits) -> State:
         g=g,
         mm=_reserve((limits.mms, lo.MM_COLUMNS), np.int64),
         vma=_reserve((limits.mappings, lo.VMA_COLUMNS), np.int64),
-        pmd=_reserve((limits.pmd_pages, lo.PMD_COLUMNS), np.int32),
-        pte=_reserve((limits.pte_pages, lo.PTE_COLUMNS), np.int32),
-        ent=_reserve((limits.own_entries, lo.ENTRIES_PER_TABLE), np.uint8),
+        pmd=_reserve((limits.pmd_pages, lo.PMD_COLUMNS), np.int32, huge=True),
+        pte=_reserve((limits.pte_pages, lo.PTE_COLUMNS), np.int32, huge=True),
+        ent=_reserve((limits.own_entries, lo.ENTRIES_PER_TABLE), np.uint8, huge=True),
         entref=_reserve((limits.own_entries,), np.int32),
         entfol=_reserve((limits.own_entries,), np.int32),
         fol=_reserve((limits.large_folios, lo.FOLIO_COLUMNS), np.int64),
@@ -94,5 +96,6 @@ def make_state(limits: Limits) -> State:
         val=_reserve((limits.blocks,), np.int64),
         pids=_reserve((limits.pid_max + 1,), np.int32),
         dirty=_reserve((limits.mms,), np.int32),
+        near=np.zeros((lo.NEAR, lo.NEAR_COLUMNS), dtype=np.int64),
         tmp=np.zeros(64, dtype=np.int64),
     )

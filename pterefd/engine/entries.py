@@ -328,6 +328,8 @@ def apply(s, m, t, i, p, begin, end, transition):
 
     Returns how many are in another state then.
     """
+    if end - begin == 1:
+        return int(apply_one(s, m, t, i, p, begin, transition))
     e = s.pte[p, P_ENT]
     if e <= 0:
         if TRANSITIONS[transition, -e] == -e:

@@ -97,6 +97,13 @@ PMD_AWAY = 563  # record of S.away, 0 while no PTE page was freed here
 PMD_COLUMNS = 564
 PMD_NEXT = 0
 
+# ---- S.near[n]: PMD pages that were looked up lately, by mm and GiB slot ------------------------------
+NEAR = 4096  # a power of two
+N_KEY = 0  # mm << NEAR_SHIFT | slot, 0 none
+N_PMD = 1
+NEAR_COLUMNS = 2
+NEAR_SHIFT = 17  # bits of a slot
+
 # ---- kinds of PTE page ---------------------------------------------------------------------------
 K_DATA = 0  # some entry is neither none nor the zero page
 K_EMPTY = 1

@@ -19,6 +19,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
 from numba.extending import (
     NativeValue,
+    intrinsic,
     lower_builtin,
     lower_getattr_generic,
     models,
@@ -51,6 +52,7 @@ TABLES: dict[str, tuple[type, int]] = {
     "val": (np.int64, 0),
     "pids": (np.int32, 0),
     "dirty": (np.int32, 0),
+    "near": (np.int64, lo.NEAR_COLUMNS),
     "tmp": (np.int64, 0),
 }
 
@@ -72,6 +74,7 @@ class State:
     key     int64[blocks]: sorted keys ...  val  int64[blocks]: ... and their values
     pids    int32[pid_max]: pid -> mm, 0 none
     dirty   int32[mms]: mms that changed since the last publication
+    near    int64[NEAR, NEAR_COLUMNS]: a cache of PMD pages; what it says is so
     tmp     int64[64]: scratch of one kernel
     """
 
@@ -93,6 +96,7 @@ class State:
     val: Array
     pids: Array
     dirty: Array
+    near: Array
     tmp: Array
     _header: Array = field(init=False)
     header: int = field(init=False)
@@ -211,3 +215,22 @@ def _set(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 for _index in (types.Integer, types.BaseTuple):
     lower_builtin(operator.getitem, TableType, _index)(_get)
     lower_builtin(operator.setitem, TableType, _index, types.Any)(_set)
+
+
+@intrinsic
+def prefetch(_typing: Any, table: Any, row: Any, column: Any) -> Any:
+    """Begin to bring table[row, column] into the cache, to be read or written soon; nothing waits for it."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        index = types.UniTuple(types.int64, 2)
+        place = [context.cast(builder, args[k], sig.args[k], types.int64) for k in (1, 2)]
+        pair = context.make_tuple(builder, index, place)
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(_element(context, builder, table, args[0], index, pair), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        for_write, every_level, data = 1, 3, 1
+        builder.call(function, [address, *(ir.Constant(word, value) for value in (for_write, every_level, data))])
+        return context.get_dummy_value()
+
+    return types.none(table, row, column), generate

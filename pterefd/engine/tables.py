@@ -22,6 +22,10 @@ from pterefd.engine.layout import (
     M_PUDS,
     M_SLOT_HINT,
     M_SLOTS,
+    N_KEY,
+    N_PMD,
+    NEAR,
+    NEAR_SHIFT,
     PGD_SHIFT,
     PMD_FREED,
     PMD_NFREED,
@@ -59,15 +63,36 @@ def slot_at(s, m, slot):
     return h
 
 
+@inline
+def near(key):
+    """Where S.near has the PMD page of a key: neighbours apart, mms of one layout, too."""
+    return (key ^ (key >> NEAR_SHIFT) * 61) & (NEAR - 1)
+
+
 @kernel
 def pmd_of(s, m, addr):
     """The PMD page of addr's GiB slot, 0 where none."""
     slot = addr >> SLOT_SHIFT
+    key = (m << NEAR_SHIFT) | slot
+    n = near(key)
+    if s.near[n, N_KEY] == key:
+        return s.near[n, N_PMD]
     h = slot_at(s, m, slot)
     base = s.mm[m, M_SLOTS]
     if h >= 0 and s.key[base + h] == slot:
+        s.near[n, N_KEY] = key
+        s.near[n, N_PMD] = s.val[base + h]
         return s.val[base + h]
     return 0
+
+
+@kernel
+def _forget_near(s, m, slot):
+    """The PMD page of the slot goes from where it is."""
+    key = (m << NEAR_SHIFT) | slot
+    n = near(key)
+    if s.near[n, N_KEY] == key:
+        s.near[n, N_KEY] = 0
 
 
 @kernel
@@ -112,6 +137,7 @@ def unlink_pmd(s, m, addr):
     if h < 0 or s.key[base + h] != slot:
         return 0
     t = s.val[base + h]
+    _forget_near(s, m, slot)
     blocks.erase(s, s.mm, m, M_SLOTS, h, h + 1)
     s.mm[m, M_NPMD] -= 1
     return t
@@ -252,6 +278,7 @@ def free_all(s, m):
             for i in range(512):
                 if s.pmd[t, i]:
                     zap_page(s, m, t, i)
+        _forget_near(s, m, s.key[base + h])
         give_pmd(s, t)
     blocks.clear(s, s.mm, m, M_SLOTS)
     s.mm[m, M_NPMD] = 0

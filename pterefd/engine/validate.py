@@ -151,6 +151,15 @@ def _look_at(s: State, p: int, held: _Held, rows: set[int], counts: Counter[tupl
             held.swap += state == lo.E_SWAP
 
 
+def validate_near(s: State) -> None:
+    """Raise ValidationError where S.near says of a PMD page what is not so."""
+    for key, pmd in s.near[s.near[:, lo.N_KEY] != 0].tolist():
+        m, slot = key >> lo.NEAR_SHIFT, key & ((1 << lo.NEAR_SHIFT) - 1)
+        slots, tables = _block(s, m, lo.M_SLOTS)
+        if tables[slots == slot].tolist() != [pmd]:
+            raise ValidationError(f"mm {m}, GiB slot {slot:#x}: PMD page {pmd} is remembered, not its own")
+
+
 def validate_groups(s: State, mms: Sequence[int]) -> None:
     """Raise ValidationError where what the groups are charged is not what these mms (all, settled) and objects hold."""
     groups = range(int(s.g[lo.G_GROUPS]))

@@ -19,7 +19,7 @@ from pterefd.engine.arena import Limits, make_state
 from pterefd.engine.charge import settle_all, slack
 from pterefd.engine.pools import take_obj
 from pterefd.engine.publish import forget_dirty, mark_dirty, publish
-from pterefd.engine.validate import validate_folios, validate_groups, validate_mm
+from pterefd.engine.validate import validate_folios, validate_groups, validate_mm, validate_near
 from pterefd.errors import BadInput, NoSuchMm
 from pterefd.hookspecs import Kinds, Usage
 from pterefd.host import counters, maps
@@ -588,6 +588,7 @@ class Host:
                 validate_mm(self._s, process.mm)
             mms = [process.mm for process in self._processes.values()]
             validate_folios(self._s, mms)
+            validate_near(self._s)
             if self._pressure is not None:
                 settle_all(self._s)
                 validate_groups(self._s, mms)

@@ -30,7 +30,6 @@ from pterefd.engine.layout import (
     P_ENT,
     PAGE,
     PAGE_SHIFT,
-    PMD_ORDER,
     SPAN,
     SPAN_SHIFT,
     T_DROP,
@@ -44,10 +43,7 @@ from pterefd.engine.layout import (
     V_OBJ,
     V_PGOFF,
     V_START,
-    VM_HUGETLB,
     VM_MAYBE_GUARD,
-    VM_READ,
-    VM_WRITE,
 )
 from pterefd.engine.objects import drop_cached
 from pterefd.engine.publish import mark_dirty
@@ -70,20 +66,13 @@ from pterefd.mm.events import (
     OP_TRUNCATE,
     STATE_HUGE,
     STATE_TABLES,
-    X_DONTUNMAP,
-    X_FILE_SIZE,
-    X_FLAGS,
-    X_NEW_ADDR,
-    X_NEW_LEN,
-    X_OFFSET,
-    X_PATH,
-    X_PROT,
 )
 from pterefd.mm.fault import fault_page, fault_range, mapping_for, next_mapped
 from pterefd.mm.files import note_cache, truncate
-from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE, allowed_orders
+from pterefd.mm.huge import ACCESS_READ, ACCESS_WRITE
 from pterefd.mm.overcommit import may_grow_heap, may_map, may_resize, refuse, strict_flags
 from pterefd.mm.populate import ENOMEM, mlock, mprotect, munlock
+from pterefd.mm.quick import plain_mapping, run_accesses
 from pterefd.mm.remap import brk, mmap, mremap, mremap_failed, vm_flags
 from pterefd.mm.unmap import change_range, munmap, note_rss
 from pterefd.mm.vma import prepare_anon, vma_at, vma_count, vma_first, vma_record
@@ -202,7 +191,14 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
             if m:
                 mark_dirty(s, m)
             left = slack(s, m) // MOST_PAGES if armed else 0
-        if o == OP_FAULT:
+        quick = e
+        if o == OP_FAULT and low <= addr[e] < high:
+            stop = min(end, e + max(left, 1)) if armed else end
+            quick = run_accesses(s, m, t, pid, op, addr, length, arg, e, stop, v, armed != 0)
+        if quick > e:
+            left -= quick - e
+            e = quick
+        elif o == OP_FAULT:
             a = addr[e]
             left -= 1
             if not m:
@@ -216,22 +212,31 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
                     s.g[G_DONE] = a - addr[e]
                     return e, STOP_PRESSURE
                 left = 0
-            elif not (low <= a < high and length[e] == PAGE and _fault_again(s, m, a, arg[e])):
+            elif not (low <= a < high and length[e] == PAGE and _fault_again(s, m, v, a, arg[e])):
                 access = ACCESS_WRITE if arg[e] != 0 else ACCESS_READ
                 _fault_event(s, m, a, length[e], access, err[e] != 0, imply)
-                v = _plain_mapping(s, m, a)
+                v = plain_mapping(s, m, a)
                 low = s.vma[v, V_START]
                 high = s.vma[v, V_END]
             s.mm[m, M_LAST_FAULT] = s.g[G_NOW]
+            e += 1
         elif o > OP_TRUNCATE:
             return e, STOP_ASK
         else:
             low = high = 0
             left = 0
-            changed = _other(s, m, e, o, addr, length, arg, err, ext, objects, skip)
+            # numbers alone: each array that is handed on costs a reference taken and given back
+            x0 = x1 = x2 = x3 = x4 = obj = 0
+            if o == OP_MMAP or o == OP_MREMAP:
+                x = arg[e]
+                x0, x1, x2, x3, x4 = ext[x, 0], ext[x, 1], ext[x, 2], ext[x, 3], ext[x, 4]
+                obj = objects[x2] if o == OP_MMAP and x2 >= 0 else 0
+            elif o == OP_CACHE or o == OP_TRUNCATE:
+                obj = objects[arg[e]]
+            changed = _other(s, m, o, addr[e], length[e], arg[e], err[e], obj, x0, x1, x2, x3, x4, skip)
             if changed:
                 return e + 1, STOP_CORRECTED
-        e += 1
+            e += 1
         if s.g[G_FULL]:
             return e, STOP_FULL
         if armed and left <= 0:
@@ -247,22 +252,10 @@ def run_events(s, t, pid, op, addr, length, arg, err, ext, objects, begin, end, 
 
 
 @kernel
-def _plain_mapping(s, m, addr):
-    """The mapping of addr, if accesses within it are a matter of the entry alone; else 0, whose range is empty."""
-    k = vma_at(s, m, addr)
-    if k < 0:
-        return 0
-    v = vma_record(s, m, k)
-    flags = s.vma[v, V_FLAGS]
-    plain = flags & (VM_READ | VM_WRITE) == VM_READ | VM_WRITE and not flags & VM_HUGETLB
-    if not plain or s.vma[v, V_OBJ] >= 0 or not s.vma[v, V_ANON]:
-        return 0
-    return 0 if allowed_orders(s, m, v) & ((1 << PMD_ORDER) - 1) else v  # blocks: neighbours have a say
-
-
-@kernel
-def _fault_again(s, m, addr, write):
-    """An access where mapping and PTE page are there already. False: it needs the long way."""
+def _fault_again(s, m, v, addr, write):
+    """An access in plain mapping v whose PTE page is there already. False: it needs the long way."""
+    if write and not s.vma[v, V_ANON]:
+        return False
     t = pmd_of(s, m, addr)
     if t == 0:
         return False
@@ -301,19 +294,48 @@ def _fault_pieces(s, m, addr, end, write, failed, imply):
 
 
 @kernel
-def _other(s, m, e, o, addr, length, arg, err, ext, objects, skip):
-    """An event that is no access. True where a `state` corrected something."""
-    if (o == OP_CACHE or o == OP_TRUNCATE) and err[e] != 0:
-        return False
-    if o == OP_CACHE:
-        note_cache(s, objects[arg[e]], addr[e], length[e])
-    elif o == OP_TRUNCATE:
-        truncate(s, objects[arg[e]], length[e])
-    elif m:
-        return _call(s, m, o, addr[e], length[e], arg[e], err[e], ext, objects)
-    else:
+def _other(s, m, o, addr, length, arg, err, obj, x0, x1, x2, x3, x4, skip):
+    """An event that is no access. True where a `state` corrected something.
+
+    obj: S.obj record of its path, 0 without.  x0 ..: its row of ext.
+    """
+    if o == OP_CACHE or o == OP_TRUNCATE:
+        if err == 0 and o == OP_CACHE:
+            note_cache(s, obj, addr, length)
+        elif err == 0:
+            truncate(s, obj, length)
+    elif not m:
         s.g[skip] += 1
+    elif o == OP_MMAP:
+        if err == 0:
+            _map(s, m, addr, length, obj, x0, x1, x3, x4)
+    elif o == OP_MREMAP:
+        s.mm[m, M_BEGUN] = 1
+        _move(s, m, addr, length, err, x0, x1, x2)
+    else:
+        return _call(s, m, o, addr, length, arg, err)
     return False
+
+
+@kernel
+def _map(s, m, addr, length, obj, prot, flags, offset, file_size):
+    """`mmap` that succeeded, as far as the host grants it."""
+    anonymous = obj == 0 or s.obj[obj, O_KIND] == OBJ_DEV_ZERO
+    if may_map(s, m, addr, addr + length, strict_flags(s, vm_flags(prot, flags)), anonymous):
+        mmap(s, m, addr, addr + length, prot, flags, obj, offset, file_size)
+    else:
+        refuse(s, m)
+
+
+@kernel
+def _move(s, m, addr, length, err, new_addr, new_len, dontunmap):
+    """`mremap`."""
+    if err != 0:
+        mremap_failed(s, m, addr, length, new_addr, new_len, err)
+    elif may_resize(s, m, addr, (new_len - length) >> 12):
+        mremap(s, m, addr, length, new_addr, new_len, dontunmap != 0)
+    else:
+        refuse(s, m)
 
 
 @kernel
@@ -343,8 +365,8 @@ def _uncache(s, m, start, end):
 
 
 @kernel
-def _call(s, m, o, addr, length, arg, err, ext, objects):
-    """A system call, or what a snapshot says. True where a `state` corrected something."""
+def _call(s, m, o, addr, length, arg, err):
+    """Any other system call, or what a snapshot says. True where a `state` corrected something."""
     end = addr + length
     if o == OP_MADVISE:
         madvise(s, m, addr, end, arg)
@@ -353,23 +375,6 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
             munmap(s, m, addr, end)
     elif o == OP_MPROTECT:
         mprotect(s, m, addr, end, arg)
-    elif o == OP_MMAP:
-        if err == 0:
-            x = ext[arg]
-            obj = objects[x[X_PATH]] if x[X_PATH] >= 0 else 0
-            anonymous = obj == 0 or s.obj[obj, O_KIND] == OBJ_DEV_ZERO
-            if not may_map(s, m, addr, end, strict_flags(s, vm_flags(x[X_PROT], x[X_FLAGS])), anonymous):
-                refuse(s, m)
-                return False
-            mmap(s, m, addr, end, x[X_PROT], x[X_FLAGS], obj, x[X_OFFSET], x[X_FILE_SIZE])
-    elif o == OP_MREMAP:
-        x = ext[arg]
-        if err == 0 and not may_resize(s, m, addr, (x[X_NEW_LEN] - length) >> 12):
-            refuse(s, m)
-        elif err == 0:
-            mremap(s, m, addr, length, x[X_NEW_ADDR], x[X_NEW_LEN], x[X_DONTUNMAP] != 0)
-        else:
-            mremap_failed(s, m, addr, length, x[X_NEW_ADDR], x[X_NEW_LEN], err)
     elif o == OP_BRK:
         if err == 0 and not may_grow_heap(s, m, addr):
             refuse(s, m)
@@ -394,6 +399,6 @@ def _call(s, m, o, addr, length, arg, err, ext, objects):
             state = E_HUGE if state == E_ANON else E_HUGE_ZERO
         changed = set_state(s, m, addr, end, state, arg & STATE_TABLES != 0)
         return changed and s.mm[m, M_BEGUN] != 0
-    if o != OP_MMAP and o != OP_BRK:
+    if o != OP_BRK:
         s.mm[m, M_BEGUN] = 1
     return False

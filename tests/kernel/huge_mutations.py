@@ -370,7 +370,7 @@ HUGE_CHANGES = (
         shown_by="blocks: PAGEOUT of a whole block counts its mappings",
     ),
     Change(
-        "mm.step",
+        "mm.quick",
         "    return 0 if allowed_orders(s, m, v) & ((1 << PMD_ORDER) - 1) else v",
         "    return v",
         about="a block is also made where faults follow each other",

@@ -87,7 +87,9 @@ def plain_model(change: Change | None = None) -> Iterator[Callable[..., Any]]:
             warnings.simplefilter("ignore", RuntimeWarning)  # numpy's scalars overflow aloud, compiled ones in silence
             check = importlib.import_module(f"{PACKAGE}.session.check").check_trace
             arena: Any = importlib.import_module(f"{PACKAGE}.engine.arena")
-            arena._reserve = lambda shape, dtype: np.zeros(shape, dtype=np.int64).view(Table)
+            arena._reserve = lambda shape, dtype, **_: np.zeros(shape, dtype=np.int64).view(Table)
+            quick: Any = importlib.import_module(f"{PACKAGE}.mm.quick")
+            quick.prefetch = lambda *_: None  # nothing but compiled code can
             arena.State = types.SimpleNamespace
             yield check
     finally:
