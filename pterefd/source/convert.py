@@ -39,7 +39,8 @@ class PieceSource(Protocol):
 
 
 def import_jsonl(source: Path, target: Path, *, force: bool = False, progress: Progress | None = None) -> int:
-    """Write a trace (JSON Lines; Parquet is taken too, and written anew) as Parquet. Returns the number of events.
+    """Write a trace (JSON Lines; Parquet is taken too, and written anew) as Parquet. Returns the number of events read;
+    faults of one page after the other are stored as one (runs.py).
 
     progress: called with (events done, events in all) now and then.
     TraceError, BadInput: source breaks the format or cannot be read, target exists.  Missing: the disk is full. In all
@@ -47,7 +48,7 @@ def import_jsonl(source: Path, target: Path, *, force: bool = False, progress: P
     """
     trace = open_trace(source)
     outputs.check(target, force=force, ending=".parquet", inputs=[source])
-    with TraceWriter(target, trace.meta, force=force, keep=False) as writer:
+    with TraceWriter(target, trace.meta, force=force, keep=False, runs=True) as writer:
         return _each(trace, lambda piece: writer.add_arrays(piece.arrays, len(piece.batch)), progress)
 
 

@@ -24,6 +24,7 @@ from pterefd.mm.events import OP_CODE
 from pterefd.outputs import refuse_existing
 from pterefd.source.meta import TraceMeta
 from pterefd.source.pending import STORED, Part, Pending, as_table, join, op_column, stored, value_array
+from pterefd.source.runs import Runs
 from pterefd.source.schema import FIELD, INT, LIST, META_KEY, STR
 from pterefd.source.sink import EndRoom, Sink, bound
 from pterefd.source.trace import BATCH_EVENTS
@@ -59,15 +60,19 @@ class TraceWriter:
 
     path: the target; it appears at `close`, complete.  meta: stored with it.  force: an existing target is replaced.
     keep: when the disk is full, keep what fits (Partly); without it, leave nothing (Missing).
+    runs: faults of one page after the other are stored as one event (runs.py).
     BadInput: the target exists, or cannot be written.
     """
 
-    def __init__(self, path: Path | str, meta: TraceMeta, force: bool = False, keep: bool = True) -> None:
+    def __init__(
+        self, path: Path | str, meta: TraceMeta, force: bool = False, keep: bool = True, runs: bool = False
+    ) -> None:
         self.path = Path(path)
         self.events = 0  # in row groups that are complete
         self.closed = False
         self._force = force
         self._keep = keep
+        self._runs = Runs() if runs else None
         self._pending = Pending()
         self._parts: list[Part] = []
         self._waiting = 0
@@ -141,8 +146,14 @@ class TraceWriter:
         if self.closed:
             raise ValueError("the trace writer is closed")
         for begin in range(0, part.n, ROW_GROUP):
-            self._parts.append(part.slice(begin, min(ROW_GROUP, part.n - begin)))
-            self._waiting += self._parts[-1].n
+            piece = part.slice(begin, min(ROW_GROUP, part.n - begin))
+            self._wait(piece if self._runs is None else self._runs.add(piece))
+
+    def _wait(self, part: Part | None) -> None:
+        """Events that are stored as they are wait until there is a row group of them."""
+        if part is not None:
+            self._parts.append(part)
+            self._waiting += part.n
             if self._waiting >= ROW_GROUP:
                 self._write_waiting(ROW_GROUP)
 
@@ -216,6 +227,8 @@ class TraceWriter:
             return
         if self._pending.n:
             self._add_part(self._pending.take())
+        if self._runs is not None:
+            self._wait(self._runs.add(None))
         if self._waiting:
             self._write_waiting(self._waiting)
         self._finish()
