@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench torture-live recordings record-programs oracle oracle-kernels free-kernels lock docs dashboards scenarios wheel clean
+.PHONY: help run install uninstall setup setup-test test lint types pytest clients format bench bench-check torture-live recordings record-programs oracle oracle-kernels free-kernels lock docs dashboards scenarios wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -104,10 +104,15 @@ format: $(VENV)/.stamp-dev ## lay the code out with ruff
 	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format -q .
 
-bench: setup setup-test ## speed of replay, import and start, as a table
+bench: setup setup-test ## speed of everything, as tables and in bench/results/*.json; docs/performance.md
 	@PYTHON='$(PYTHON)' setup/packages.sh bench
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.suite --json bench/results/suite.json
+	@$(BIN)/python -m bench.bytedance --json bench/results/bytedance.json
+	@$(BIN)/python -m bench --json bench/results/parts.json
 	@$(BIN)/python -m bench.mount_latency
+
+bench-check: setup setup-test ## the suite's ratios beside the committed ones: who lost more than 25 %
+	@$(BIN)/python -m bench.check
 
 torture-live: setup setup-test ## a program that notices everything, freed from for MINUTES=30, half of it with the worker killed
 	@$(BIN)/python -m tests.freeing.long $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))

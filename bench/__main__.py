@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -26,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import scrape
+from bench.machine import machine
 from bench.make_traces import write
-from pterefd import __version__, log, paths
+from pterefd import log, paths
 from pterefd.errors import Missing
 from pterefd.host.host import Host
 from pterefd.host.memory import Memory
@@ -150,19 +149,6 @@ def measure(events: int, runs: int) -> list[Row]:
     scrapes = scrape.measure(MMS, 10 * runs)
     rows += [row("scrape", f"{MMS:,} mms, {state}", "ms", ms) for state, (ms, _) in scrapes.items()]
     return rows
-
-
-def machine() -> dict[str, object]:
-    """Where it was measured."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "pterefd": __version__,
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "cpu": model[0].partition(": ")[2] if model else platform.machine(),
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-    }
 
 
 def main() -> None:
