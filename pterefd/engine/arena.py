@@ -7,6 +7,7 @@ to grow and a kernel never has to stop for more room; the resident size is what 
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +45,15 @@ class Limits:
 
 
 def _reserve(shape: tuple[int, ...], dtype: Any, *, huge: bool = False) -> Array:
-    """Zeroed array on address space without reserve."""
+    """Zeroed array on address space without reserve. huge: on huge pages, where accesses are far from each other."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     except (OSError, ValueError) as error:
         raise Missing(f"cannot reserve {size >> 20} MiB of address space: {error}; lower [host] limits") from error
     if huge:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
