@@ -13,7 +13,6 @@ happens, then while processes are forked and end at full speed.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import scrape
-from bench.machine import machine
+from bench.machine import begin, save
 from bench.make_traces import write
 from pterefd import log, paths
 from pterefd.errors import Missing
@@ -157,15 +156,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args()
-    where = machine()
-    print(" ".join(f"{name}={value}" for name, value in where.items()))
+    where = begin()
     rows = measure(options.events, options.runs)
     print(f"{'what':<8}{'trace':<18}{'median':>8}{'min':>8}{'max':>8}  {'unit':<12}target")
     for r in rows:
         figures = "".join(f"{r[key]:>8.2f}" for key in ("median", "min", "max"))
         print(f"{r['what']:<8}{r['name']:<18}{figures}  {r['unit']:<12}{TARGETS[str(r['what'])]}")
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+    save(options.json, where, rows=rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and /metrics are read all the time; their p99 is of the reads that began during 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import socket
 import statistics
@@ -24,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench.machine import machine
+from bench.machine import begin, save
 from bench.mount_latency import PTEREFD, mounted, p99
 from pterefd.errors import Missing
 
@@ -140,8 +139,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args()
-    where = machine()
-    print(" ".join(f"{name}={value}" for name, value in where.items()))
+    where = begin()
     with tempfile.TemporaryDirectory() as directory:
         runs = [once(options.scale, Path(directory)) for _ in range(options.runs)]
     one = runs[-1]
@@ -155,9 +153,7 @@ def main() -> None:
         if values:
             text = f"{name}: {len(values)} reads, median {statistics.median(values):.2f} ms, p99 {p99(values):.2f} ms"
             print(f"during the echo, {text}, target {TARGETS['p99']:g}")
-    if options.json is not None:
-        rows = [asdict(run) for run in runs]
-        options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+    save(options.json, where, rows=[asdict(run) for run in runs])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from bench.machine import RESULTS, machine
+from bench.machine import RESULTS, begin
 from bench.suite import Compared, measure, unequal
 from pterefd.errors import Missing
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="WORDS", help="cases whose name has these")
     options = parser.parse_args()
     before = committed()
-    print(" ".join(f"{name}={value}" for name, value in machine().items()))
+    begin()
     found = measure(options.runs, options.operations, options.only)
     print(f"\n{'times as fast as the kernel':<36}{'committed':>9}{'now':>9}{'change':>9}")
     print(*lines(found, before), sep="\n")

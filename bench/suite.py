@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bench.machine import machine
+from bench.machine import begin, save
 from pterefd.errors import Missing
 from pterefd.host.host import Host
 from pterefd.mm.events import OP_FAULT, OP_FORK, OP_MADVISE, OP_MMAP, OP_MPROTECT, OP_MREMAP, OP_MUNMAP
@@ -361,8 +360,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="WORDS", help="cases whose name has these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args()
-    where = machine()
-    print(" ".join(f"{name}={value}" for name, value in where.items()))
+    where = begin()
     print(
         f"{'ns an operation':<28}{'operations':>10}{'kernel':>10}{'each':>9}{'stored':>9}{'ratio':>9}{'stored':>9}"
         f"  {'least, most':<14}{'VmPTE':>12}"
@@ -371,9 +369,7 @@ def main() -> None:
     means = {side: geometric_mean(found, side) for side in ("each", "stored")}
     if means["each"] is not None:
         print(f"geometric mean of the suite: {means['each']:.1f} times, as stored {means['stored']:.1f}")
-    if options.json is not None:
-        rows = [one.as_dict() for one in found]
-        options.json.write_text(json.dumps({"machine": where, "rows": rows, "means": means}, indent=1) + "\n")
+    save(options.json, where, rows=[one.as_dict() for one in found], means=means)
     sys.exit(bool(unequal(found)))
 
 

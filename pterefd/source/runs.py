@@ -2,6 +2,7 @@
 
 Most faults of a recording are such: memory that is filled from its beginning. A run is of neighbours in the stream, so
 that its order stays, and of one millisecond at most, so that who replays it at its own speed sees it grow as it did.
+This is of traces that are imported; a recording's are joined before there are events (record/runs.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pterefd.mm.events import OP_EXPECT, OP_FAULT
+from pterefd.source.columns import Column
 from pterefd.source.pending import Part, stored
 from pterefd.source.schema import PAGE_SIZE
 
@@ -40,36 +42,28 @@ class Runs:
         return _merged(held, [*_windows(held), *(_windows(part) if part is not None else [])])
 
 
-def _values(part: Part, name: str, absent: int) -> npt.NDArray[Any]:
+def _full(part: Part, name: str, absent: int) -> npt.NDArray[Any]:
     """One value an event."""
-    if name not in part.arrays:
-        return np.full(part.n, absent, dtype=np.int64)
-    array = part.arrays[name]
-    return array.fill_null(bool(absent) if pa.types.is_boolean(array.type) else absent).to_numpy(zero_copy_only=False)
-
-
-def _ops(part: Part) -> npt.NDArray[Any]:
-    codes: npt.NDArray[Any] = part.arrays["op"].indices.to_numpy(zero_copy_only=False)
-    return codes
+    return Column(part.arrays[name]).full(absent) if name in part.arrays else np.full(part.n, absent, dtype=np.int64)
 
 
 def _windows(part: Part) -> list[tuple[int, int]]:
     """(t0, t1) of the checkpoints that have them."""
     if "t0" not in part.arrays or "t1" not in part.arrays:
         return []
-    rows = np.flatnonzero(_ops(part) == OP_EXPECT)
-    t0, t1 = (_values(part, name, -1)[rows] for name in ("t0", "t1"))
+    rows = np.flatnonzero(_full(part, "op", -1) == OP_EXPECT)
+    t0, t1 = (_full(part, name, -1)[rows] for name in ("t0", "t1"))
     return [(int(a), int(b)) for a, b in zip(t0, t1, strict=True) if 0 <= a <= b]
 
 
 def _joins(part: Part, length: npt.NDArray[Any], windows: list[tuple[int, int]]) -> Mask:
     """bool[n - 1]: event i + 1 goes on where event i ends."""
-    fault = _ops(part) == OP_FAULT
+    fault = _full(part, "op", -1) == OP_FAULT
     if "errno" in part.arrays:
         fault &= part.arrays["errno"].is_null().to_numpy(zero_copy_only=False)
-    addr, t = _values(part, "addr", -1), _values(part, "t", -1)
+    addr, t = _full(part, "addr", -1), _full(part, "t", -1)
     joins: Mask = fault[1:] & fault[:-1] & (addr[1:] == addr[:-1] + length[:-1])
-    for same in (_values(part, "pid", 0), _values(part, "write", 0), t // RUN_NS):
+    for same in (_full(part, "pid", 0), _full(part, "write", 0), t // RUN_NS):
         joins &= same[1:] == same[:-1]
     if windows and t.min() < 0:
         joins[:] = False
@@ -80,21 +74,15 @@ def _joins(part: Part, length: npt.NDArray[Any], windows: list[tuple[int, int]])
 
 
 def _merged(part: Part, windows: list[tuple[int, int]]) -> Part:
-    length = _values(part, "len", PAGE_SIZE)
+    told = _full(part, "len", -1)
+    length = np.where(told < 0, PAGE_SIZE, told)
     joins = _joins(part, length, windows)
     if not joins.any():
         return part
     first = np.flatnonzero(np.concatenate([[True], ~joins]))
     rows = pa.array(first)
     arrays = {name: array.take(rows) for name, array in part.arrays.items() if name != "len"}
+    alone = np.diff(np.append(first, part.n)) == 1
     whole = np.add.reduceat(length, first)
-    absent = (np.diff(np.append(first, part.n)) == 1) & ~_has(part, "len")[first]
-    arrays["len"] = pa.array(whole, stored("len"), mask=absent)
+    arrays["len"] = pa.array(whole, stored("len"), mask=alone & (told[first] < 0))
     return Part(arrays, len(first))
-
-
-def _has(part: Part, name: str) -> Mask:
-    if name not in part.arrays:
-        return np.zeros(part.n, dtype=np.bool_)
-    there: Mask = part.arrays[name].is_valid().to_numpy(zero_copy_only=False)
-    return there

@@ -90,7 +90,7 @@ def _write(
 ) -> None:
     total = sum(len(group) for group in assembled.table.groups())
     done = 0
-    with TraceWriter(output, meta, force=force, runs=True) as writer:
+    with TraceWriter(output, meta, force=force) as writer:
         for arrays, count in assembled.table.pieces(assembled.begin):
             writer.add_arrays(arrays, count)
             done += count

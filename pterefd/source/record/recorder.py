@@ -327,7 +327,7 @@ class _Run:
         )
         total = sum(len(group) for group in assembled.table.groups())
         done = 0
-        with TraceWriter(self._options.output, meta, force=self._options.force, runs=True) as writer:
+        with TraceWriter(self._options.output, meta, force=self._options.force) as writer:
             for arrays, count in assembled.table.pieces(assembled.begin):
                 writer.add_arrays(arrays, count)
                 done += count

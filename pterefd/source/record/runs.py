@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pterefd.source.record.table import ABSENT, Group, Table
+from pterefd.source.runs import RUN_NS
 
 I64 = npt.NDArray[np.int64]
 
 PAGE = 4096
-RUN_NS = 1_000_000  # a run lasts no longer, so that times in a trace are right to a millisecond
 
 
 def joined(table: Table, faults: Group) -> Group:
